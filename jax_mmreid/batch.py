@@ -1,0 +1,73 @@
+"""The vocabulary that the data side and the model side share. Imports numpy only.
+
+Axis legend, used in every shape comment of this project:
+
+    B rows of a batch     H W C image         N tokens        D feature width     L text length
+    M modalities          K training ids      Q queries       G gallery rows
+
+A batch is a plain dict, a pytree of numpy arrays on the host and of global `jax.Array`s on the devices:
+
+    images   {"rgb": [B,H,W,3], "nir": ..., "tir": ...}   uint8 from the host
+    present  {"rgb": [B], ...}                             bool, the same keys as `images`
+    label    [B] int32, 0..K-1                             training batches only
+    pid camid view   [B] int32                             the dataset's own numbers
+    index    [B] int32                                     row of the split
+    valid    [B] bool                                      evaluation batches only: False on padding rows
+
+A *key* missing from `images` says that the split never has that modality; a *False* in `present` says that
+this sample lacks it. Pixels of an absent picture mean nothing and are blanked by the method that reads them.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+Batch = dict
+
+
+class DataError(Exception):
+    """The data on disk cannot be used. The message is one line: what, where, and the way out. Exit code 3."""
+
+
+class Data(Protocol):
+    """What `input_pipeline.open_data` returns."""
+
+    modalities: tuple[str, ...]
+    image_size: tuple[int, int]  # H, W
+    pids: tuple[int, ...]  # pids[label] is the identity of a training class, ascending
+    cameras: tuple[int, ...]  # camera ids seen in training, ascending
+    batch_size: int  # rows of a global training batch
+    steps_per_epoch: int
+    fingerprint: str  # changes when the file list or the training masks change
+
+    def train(self, start: int, stop: int) -> Iterator[Batch]:
+        """Training batches of steps start..stop-1; batch t is a pure function of (seed, t)."""
+
+    def split(self, name: str) -> Iterator[Batch]:
+        """Every row of a split once, in order, unaugmented; the last batch is padded with `valid` False."""
+
+    def num_rows(self, name: str) -> int:
+        """Rows of a split, padding not counted."""
+
+
+def check(batch: Batch) -> Batch:
+    """Returns `batch` unchanged if it follows the vocabulary above; raises ValueError naming the first fault."""
+    images, present = batch["images"], batch["present"]
+    if not images:
+        raise ValueError("batch: 'images' has no modality")
+    if set(images) != set(present):
+        raise ValueError(f"batch: images have {sorted(images)} but present has {sorted(present)}")
+    rows = len(batch["index"])
+    for name, x in images.items():
+        if x.ndim != 4 or x.shape[0] != rows or x.shape[-1] != 3:
+            raise ValueError(f"batch: images[{name!r}] is {tuple(x.shape)}, expected ({rows}, H, W, 3)")
+        if x.dtype != np.uint8:
+            raise ValueError(f"batch: images[{name!r}] is {x.dtype}, expected uint8")
+    columns = {f"present[{name!r}]": (x, np.bool_) for name, x in present.items()}
+    columns |= {name: (batch[name], np.int32) for name in ("label", "pid", "camid", "view", "index") if name in batch}
+    columns |= {"valid": (batch["valid"], np.bool_)} if "valid" in batch else {}
+    for name, (x, dtype) in columns.items():
+        if x.shape != (rows,) or x.dtype != dtype:
+            raise ValueError(f"batch: {name} is {x.dtype}{tuple(x.shape)}, expected {np.dtype(dtype)}({rows},)")
+    return batch

@@ -1,0 +1,1 @@
+"""Pure array functions: masked reductions, distances, prototype memory, augmentation."""
