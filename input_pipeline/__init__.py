@@ -1,0 +1,207 @@
+"""Reading data. `open_data` is the only public door; what it returns follows `jax_mmreid.batch.Data`.
+
+Everything here is numpy, Pillow and grain on the host: pictures leave as uint8, augmentation is the device's work.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import inspect
+import logging
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from input_pipeline import datasets, loader
+from input_pipeline import missing as masks
+from input_pipeline.records import Records, single_identities
+from input_pipeline.sampler import IdentitySampler
+from jax_mmreid.batch import Batch, DataError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpenedData:
+    """An opened dataset: the `Data` protocol of `jax_mmreid.batch`, and its training masks."""
+
+    modalities: tuple[str, ...]
+    image_size: tuple[int, int]  # H, W
+    pids: tuple[int, ...]
+    cameras: tuple[int, ...]
+    batch_size: int
+    steps_per_epoch: int
+    fingerprint: str
+    present_train: np.ndarray  # [N,M] bool over the whole training list, all-False rows included
+    missing_rates: dict[str, float]  # of the rows trained on
+    _splits: dict[str, loader.Split]
+    _sampler: IdentitySampler
+    _eval_batch_size: int
+    _reading: dict  # threads and shard, for the loader
+    _train_list: str  # fingerprint of the whole training list
+
+    def train(self, start: int, stop: int) -> Iterator[Batch]:
+        """Training batches of steps start..stop-1; batch t is a pure function of (seed, t)."""
+        if start < 0:
+            raise ValueError(f"data: cannot start at step {start}")
+        split = self._splits["train"]
+        return loader.train_batches(split, self._sampler, start, stop, image_size=self.image_size, **self._reading)
+
+    def split(self, name: str) -> Iterator[Batch]:
+        """Every row of a split once, in order, unaugmented; "train" is masked as in training and has labels."""
+        return loader.eval_batches(self._find(name), self._eval_batch_size, image_size=self.image_size, **self._reading)
+
+    def num_rows(self, name: str) -> int:
+        """Rows of a split, padding not counted."""
+        return len(self._find(name).records)
+
+    def save_masks(self, path: str) -> None:
+        """Writes the training masks to an .npz file that `missing.mask_file` can name."""
+        masks.save(path, self.present_train, self._train_list)
+
+    def _find(self, name: str) -> loader.Split:
+        if name not in self._splits:
+            raise ValueError(f"data: no split {name!r}; there are {', '.join(self._splits)}")
+        return self._splits[name]
+
+
+def open_data(
+    *,
+    name: str,
+    data_dir: str,
+    modalities: Sequence[str],
+    image_size: tuple[int, int],
+    identities: int,
+    instances: int,
+    eval_batch_size: int,
+    threads: int,
+    allow_missing_files: bool,
+    missing: dict,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+    options: dict | None = None,
+) -> OpenedData:
+    """Opens dataset `name` (a module of `input_pipeline.datasets`) for training and evaluation.
+
+    `image_size` is (H, W); a training batch has `identities` x `instances` rows; `missing` holds eta, seed, mode,
+    all_missing and mask_file ("" draws the masks); `shard` is (process index, number of processes), and each
+    process reads its block of every batch; `options` are further keyword arguments of the dataset's `load`.
+    Raises ValueError for an argument that cannot be, DataError for data that cannot be used.
+    """
+    modalities, batch_size = tuple(modalities), identities * instances
+    if len(set(modalities)) < len(modalities):
+        raise ValueError(f"data.modalities={modalities}: a modality is named twice")
+    _check_sizes(identities=identities, instances=instances, eval_batch_size=eval_batch_size, threads=threads)
+    _check_shard(shard, batch_size, eval_batch_size)
+    load = _find_load(name, options or {})
+    records = load(data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
+    whole = records["train"]
+    present = _masks(whole, modalities, **missing)
+    kept = np.flatnonzero(present.any(axis=1))
+    train = whole.take(kept)
+    _check_identities(name, train, [r for split, r in records.items() if split != "train"])
+    pids, label = np.unique(train.pid, return_inverse=True)
+    label = label.astype(np.int32)
+    splits = {split: loader.Split(r, r.has_file(), None) for split, r in records.items()}
+    splits["train"] = loader.Split(train, present[kept], label)
+    sampler = IdentitySampler(label, identities=identities, instances=instances, seed=seed)
+    return OpenedData(
+        modalities=modalities,
+        image_size=tuple(image_size),
+        pids=tuple(pids.tolist()),
+        cameras=tuple(np.unique(train.camid).tolist()),
+        batch_size=batch_size,
+        steps_per_epoch=sampler.steps_per_epoch,
+        fingerprint=_fingerprint(records, present),
+        present_train=present,
+        missing_rates=masks.rates(present[kept], modalities),
+        _splits=splits,
+        _sampler=sampler,
+        _eval_batch_size=eval_batch_size,
+        _reading=dict(threads=threads, shard=shard),
+        _train_list=whole.fingerprint(),
+    )
+
+
+def _find_load(name: str, options: dict) -> Callable[..., dict[str, Records]]:
+    """The `load` of datasets/<name>.py with its own options bound to it."""
+    names = sorted(module.name for module in pkgutil.iter_modules(datasets.__path__))
+    if name not in names:
+        raise ValueError(f"data.name: no dataset {name!r}; there are {', '.join(names)}")
+    load = importlib.import_module(f"{datasets.__name__}.{name}").load
+    try:
+        inspect.signature(load).bind("", modalities=(), allow_missing_files=False, **options)
+    except TypeError as error:
+        raise ValueError(f"data.options of {name}: {error}") from None
+    return functools.partial(load, **options)
+
+
+def _masks(
+    records: Records,
+    modalities: tuple[str, ...],
+    *,
+    eta: Sequence[float],
+    seed: int,
+    mode: str,
+    all_missing: str,
+    mask_file: str,
+) -> np.ndarray:
+    """Training masks [N,M], drawn or read; only "drop_sample" leaves rows all False."""
+    has_file = records.has_file()
+    if mask_file:
+        present = masks.load(mask_file, records.fingerprint(), has_file.shape) & has_file
+    else:
+        options = dict(eta=eta, seed=seed, mode=mode, all_missing=all_missing)
+        present = masks.draw(len(records), modalities, has_file=has_file, **options)
+    empty = np.flatnonzero(~present.any(axis=1))
+    if len(empty) and all_missing != "drop_sample":
+        name = next(filter(None, (column[empty[0]] for column in records.paths.values())))
+        raise DataError(
+            f"missing: {mask_file} hides every picture of {name} ({len(empty)} such rows); "
+            "show one, or set missing.all_missing='drop_sample'"
+        )
+    if len(empty) == len(records):
+        raise DataError("missing: every training row lost all its pictures; lower missing.eta")
+    return present
+
+
+def _check_sizes(*, threads: int, **sizes: int) -> None:
+    for key, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"data.{key}={size}: must be at least 1")
+    if threads < 0:
+        raise ValueError(f"data.threads={threads}: must be 0 (no reading ahead) or more")
+
+
+def _check_shard(shard: tuple[int, int], batch_size: int, eval_batch_size: int) -> None:
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"data: there is no process {index} among {count}")
+    if batch_size % count:
+        raise ValueError(
+            f"data: {batch_size} training rows (data.identities x data.instances) do not divide by {count} processes"
+        )
+    if eval_batch_size % count:
+        raise ValueError(f"data.eval_batch_size={eval_batch_size} does not divide by {count} processes")
+
+
+def _check_identities(name: str, train: Records, evaluation: list[Records]) -> None:
+    """Tells of identities that cannot be told from a single picture; DataError where nothing could ever match."""
+    single = single_identities(train)
+    if len(single) == len(np.unique(train.pid)):
+        raise DataError(f"{name}: no training identity has two images, so nothing can be matched; add images")
+    if single:
+        shown = ", ".join(map(str, single[:5])) + (", ..." if len(single) > 5 else "")
+        message = "%s: identities with one training image, which their batches repeat: %s (%d in all)"
+        logging.getLogger(__name__).warning(message, name, shown, len(single))
+    # Query and gallery may be splits of their own: an identity needs two images over all of them.
+    pids = np.concatenate([records.pid for records in evaluation])
+    if len(np.unique(pids)) == len(pids):
+        raise DataError(f"{name}: no test identity has two images, so nothing can be matched; add images")
+
+
+def _fingerprint(records: dict[str, Records], present: np.ndarray) -> str:
+    digest = hashlib.sha256(np.packbits(present).tobytes())
+    for split in sorted(records):
+        digest.update(f"{split} {records[split].fingerprint()}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,5 @@
+"""One module per dataset: `load(data_dir, *, modalities, allow_missing_files)` returns {split name: Records}.
+
+The module's name is what `config.data.name` says. A module may take further keyword arguments (`data.options`).
+The split "train" is trained on; the others, at least one, are for evaluation.
+"""

@@ -1,0 +1,88 @@
+"""Orbax: the training state by step, the last and the best kept; frozen parameters once per run.
+
+    workdir/checkpoints/<step>/   model (step, params, batch_stats, memory), training (opt_state, rng), meta
+    workdir/frozen/               the frozen parameters, written before the first step
+
+Saving is asynchronous; a checkpoint is complete or invisible. Restoring needs an abstract state with shardings, so
+the device count may change between two runs, and reads no optimizer state if the target has none.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jax_mmreid.state import TrainState
+
+ITEMS = {"model": ("step", "params", "batch_stats", "memory"), "training": ("opt_state", "rng")}
+WATCHED = "best"  # the name under which the watched number is stored
+
+
+def _watched(metrics: dict[str, float]) -> float:
+    return metrics[WATCHED]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Use as a context: leaving it waits for what is being written."""
+
+    def __init__(self, workdir: str | Path):
+        self.folder = Path(workdir).absolute()
+        best = BestN(get_metric_fn=_watched, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(1), best]), best_fn=_watched, best_mode="max"
+        )
+        self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.manager.close()
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any], watched: float | None = None) -> None:
+        """Starts writing `state`; `watched` is the number that picks the best checkpoint, if it was measured."""
+        items = {name: ocp.args.StandardSave(_fields(state, name)) for name in ITEMS}
+        args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
+        self.manager.save(step, args=args, metrics=None if watched is None else {WATCHED: watched})
+
+    def save_frozen(self, frozen: Any) -> None:
+        """Writes the frozen parameters; does nothing for a method that has none."""
+        if frozen:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(self.folder / "frozen", frozen, force=True)
+
+    def last(self) -> int | None:
+        """The newest complete step, None if there is none."""
+        return self.manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step with the highest watched number, None if none was measured."""
+        return self.manager.best_step()
+
+    def steps(self) -> list[int]:
+        """Every complete step, ascending."""
+        return sorted(self.manager.all_steps())
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What `save` was given beside the state."""
+        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, step: int, target: TrainState) -> TrainState:
+        """The state of `step`. `target` is abstract, with shardings; without `opt_state` only the model is read."""
+        items = ("model", "training") if target.opt_state is not None else ("model",)
+        args = {name: ocp.args.StandardRestore(_fields(target, name)) for name in items}
+        restored = self.manager.restore(step, args=ocp.args.Composite(**args))
+        frozen = target.frozen
+        if frozen:
+            with ocp.StandardCheckpointer() as checkpointer:
+                frozen = checkpointer.restore(self.folder / "frozen", frozen)
+        fields = {field: value for name in items for field, value in restored[name].items()}
+        return target.replace(frozen=frozen, **fields)
+
+
+def _fields(state: TrainState, item: str) -> dict[str, Any]:
+    """The fields of an item; Orbax cannot store what has no leaves (the memory of a method without one)."""
+    fields = {name: getattr(state, name) for name in ITEMS[item]}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}

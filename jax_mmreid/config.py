@@ -1,0 +1,182 @@
+"""Configs: the fields that every run has, `file.py:key=value` arguments, and names that are module files.
+
+A config file is a leaf script with `get_config(arg)`; it starts from `base_config` and sets what its experiment
+needs. Whatever a method needs for itself stands in `config.model`, which becomes keyword arguments of its
+`create`. `ml_collections` locks the result, so a misspelled `--config.x=` is refused with a suggestion.
+"""
+
+import difflib
+import hashlib
+import importlib
+import itertools
+import json
+import pkgutil
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+# Fields that may change when a run goes on: they touch neither the weights nor what a checkpoint means.
+FREE = (
+    "evals",
+    "eval_every",
+    "save_every",
+    "log_every",
+    "mesh",
+    "data.data_dir",
+    "data.threads",
+    "data.eval_batch_size",
+)
+
+LETTERS = {"rgb": "r", "nir": "n", "tir": "t", "ir": "i"}
+
+
+class ConfigError(Exception):
+    """The configuration cannot be run. The message is one line: what, and the way out. Exit code 2."""
+
+
+def base_config(*, method: str, dataset: str) -> ConfigDict:
+    """The fields every config has; `method` and `dataset` are module names in `methods/` and `datasets/`."""
+    return ConfigDict(
+        dict(
+            method=method,
+            seed=1111,
+            epochs=50,
+            data=dict(
+                name=dataset,
+                data_dir="",
+                modalities=("rgb", "nir", "tir"),
+                image_size=(256, 128),  # H, W
+                identities=8,  # P of the PxK batch
+                instances=8,  # K of the PxK batch
+                eval_batch_size=128,
+                threads=2,
+                allow_missing_files=False,
+                options={},  # the dataset module's own keyword arguments
+            ),
+            # Which training pictures are hidden: a rate per modality in the order of data.modalities.
+            missing=dict(eta=(0.0, 0.0, 0.0), seed=0, mode="bernoulli", all_missing="repair", mask_file=""),
+            aug=dict(flip=0.5, pad=10, erase=0.5, sync="none", mean=0.5, std=0.5),
+            model={},
+            weights={},  # a factor for every loss term that the method returns
+            # (start epoch counted from 0, method options, trainable groups), in the order of their start
+            phases=((0, {}, ()),),
+            optim=dict(
+                rules=(),  # ordered (regex, group); first match wins; the group "frozen" is never trained
+                lr={},  # base learning rate of each group
+                b1=0.9,
+                b2=0.999,
+                eps=1e-8,
+                weight_decay=1e-4,
+                schedule={},  # keyword arguments of optim.warmup_cosine
+            ),
+            mesh=dict(data=-1, model=1),  # -1: all remaining devices
+            sharding=(),  # ordered (regex, axis names) over params, memory and moments; default: replicated
+            evals=ConfigDict(sort_keys=False),  # results and tables keep its order
+            best="full/mAP",  # the result that picks the checkpoint kept as best
+            eval_every=1,  # epochs
+            save_every=1,  # epochs
+            log_every=10,  # steps
+        )
+    )
+
+
+def parse_arg(arg: str, **defaults) -> ConfigDict:
+    """Reads `key=value,key=value` over typed defaults; raises ConfigError for an unknown key or a bad value."""
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, sep, text = item.partition("=")
+        if key not in defaults or not sep:
+            hint = difflib.get_close_matches(key, defaults, n=1)
+            raise ConfigError(
+                f"config argument {item!r}: expected key=value with key one of {', '.join(sorted(defaults))}"
+                + (f"; did you mean {hint[0]!r}?" if hint and hint[0] != key else "")
+            )
+        kind = type(defaults[key])
+        try:
+            values[key] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+        except ValueError:
+            raise ConfigError(f"config argument {item!r}: {text!r} is not a {kind.__name__}") from None
+    return ConfigDict(values)
+
+
+def parse_eta(text: str, count: int = 3) -> tuple[float, ...]:
+    """Missing rates from `0.1` (all modalities) or `0.1/0.3/0.5`; raises ConfigError outside [0, 1]."""
+    try:
+        rates = tuple(float(x) for x in text.split("/"))
+    except ValueError:
+        raise ConfigError(
+            f"eta={text}: expected one rate or {count} of them joined by '/', as in 0.1/0.3/0.5"
+        ) from None
+    rates = rates * count if len(rates) == 1 else rates
+    check_eta(rates, count)
+    return rates
+
+
+def check_eta(eta: tuple[float, ...], count: int) -> None:
+    """Raises ConfigError unless `eta` holds one rate in [0, 1] per modality."""
+    if len(eta) != count:
+        raise ConfigError(f"missing.eta has {len(eta)} rates, expected one for each of the {count} modalities")
+    if not all(0.0 <= rate <= 1.0 for rate in eta):
+        raise ConfigError(f"missing.eta={tuple(eta)}: every rate must lie in [0, 1]")
+
+
+def missing_evals(
+    modalities: tuple[str, ...], split: str, junk: str, prefix: str = "", options: dict | None = None
+) -> dict:
+    """Rows for `config.evals`: all modalities, every way of missing some on both sides, and the mean of those.
+
+    Names and order follow Table 2 of the Miss-ReID poster: full no_r no_n no_t no_rn no_rt no_nt mean_missing.
+    `options` are fields of the method that these rows change.
+    """
+    uses = {"full": tuple(modalities)}
+    for size in range(1, len(modalities)):
+        for gone in itertools.combinations(modalities, size):
+            uses["no_" + "".join(LETTERS[m] for m in gone)] = tuple(m for m in modalities if m not in gone)
+    rows = {}
+    for name, use in uses.items():
+        side = dict(split=split, use=use)
+        rows[prefix + name] = dict(query=side, gallery=dict(side), junk=junk, options=options or {})
+    if len(rows) > 1:
+        rows[prefix + "mean_missing"] = dict(mean_of=tuple(rows)[1:])
+    return rows
+
+
+def find(package: str, name: str) -> ModuleType:
+    """Imports module `name` of `package`; raises ConfigError listing the names that exist if there is none."""
+    names = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__))
+    if name not in names:
+        raise ConfigError(f"no {package.rpartition('.')[2]} named {name!r}; there are: {', '.join(names)}")
+    return importlib.import_module(f"{package}.{name}")
+
+
+def to_json(config: ConfigDict) -> dict:
+    """The config as plain JSON values, tuples as lists."""
+    return json.loads(json.dumps(config.to_dict(), sort_keys=True))
+
+
+def config_hash(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that name the config up to the fields in FREE."""
+    fixed = {k: v for k, v in flat(to_json(config)).items() if not _is_free(k)}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def difference(saved: dict, config: ConfigDict) -> list[str]:
+    """`field (old -> new)` for every field outside FREE in which a saved config.json and this config differ."""
+    old, new = flat(saved), flat(to_json(config))
+    return [
+        f"{key} ({old.get(key)} -> {new.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _is_free(key)
+    ]
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """Nested dicts as one dict with dotted keys."""
+    out = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return out
+
+
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in FREE)

@@ -1,0 +1,92 @@
+"""The command line: `python -m jax_mmreid.main --config=configs/quickstart.py --workdir=runs/quickstart`.
+
+Exit codes: 0 done, 2 bad config, 3 bad data, 4 non-finite loss, 75 preempted and saved.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+
+import absl.logging
+from absl import app, flags
+from ml_collections import config_flags
+
+from jax_mmreid.batch import Data, DataError
+from jax_mmreid.config import ConfigDict, ConfigError, check_eta
+
+log = logging.getLogger(__name__)
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; the same command on it goes on.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and then evaluate, or only evaluate.")
+STEP = flags.DEFINE_string("step", "last", "Which checkpoint --mode=eval takes: last, best or a step number.")
+
+
+def main(argv: list[str]) -> int:
+    """Runs a mode and returns the exit code."""
+    if len(argv) > 1:
+        return _fail(2, f"unexpected argument {argv[1]!r}")
+    # Heavy imports come after the flags, so that a misspelled flag answers at once.
+    import jax
+
+    from input_pipeline import open_data
+    from jax_mmreid import evaluate, train
+
+    config = CONFIG.value
+    _log_to_stderr()
+    log.info("jax %s on %d x %s", jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
+    try:
+        check_eta(config.missing.eta, len(config.data.modalities))
+        data = _open(config, open_data, (jax.process_index(), jax.process_count()))
+        if MODE.value == "train":
+            train.train(config, WORKDIR.value, data)
+        step = STEP.value if MODE.value == "eval" else "last"
+        print(evaluate.markdown(config, evaluate.evaluate(config, WORKDIR.value, data, step)))
+    except ConfigError as error:
+        return _fail(2, error)
+    except DataError as error:
+        return _fail(3, error)
+    except train.NonFiniteError as error:
+        return _fail(4, error)
+    except train.PreemptedError as error:
+        return _fail(75, error)
+    return 0
+
+
+def _open(config: ConfigDict, open_data: Callable, shard: tuple[int, int]) -> Data:
+    try:
+        return open_data(seed=config.seed, missing=config.missing.to_dict(), shard=shard, **config.data.to_dict())
+    except ValueError as error:  # an argument that cannot be, whatever the data
+        raise ConfigError(str(error)) from error
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags; what is wrong with them or with the config file ends the program with one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        for flag in (CONFIG, WORKDIR):
+            if flag.value is None:
+                raise ConfigError(f"--{flag.name} is required; see python -m jax_mmreid.main --help")
+        return rest
+    except (flags.Error, ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(_fail(2, error))
+
+
+def _fail(code: int, error: object) -> int:
+    print(f"jax_mmreid: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _log_to_stderr() -> None:
+    """Shows this project's messages, and of the libraries only warnings."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("jax_mmreid", "input_pipeline", __name__):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,42 @@
+"""What a method is. A method is one file in this package with `create(data, **config.model) -> Method`."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+from jax import Array
+
+from jax_mmreid.batch import Batch
+from jax_mmreid.state import TrainState
+
+Features = Any  # a pytree of arrays whose first axis is the batch
+
+
+class LossOut(NamedTuple):
+    """What one evaluation of the loss gives: named terms, new state fields, and values to watch."""
+
+    terms: dict[str, Array]  # scalars; the train step weighs and adds them
+    updates: dict[str, Any]  # new `batch_stats` and `memory`
+    scalars: dict[str, Array]
+
+
+class Method(Protocol):
+    """A frozen dataclass of linen modules and plain numbers; every function is pure.
+
+    Images arrive augmented and normalised as float32 [B,H,W,3]. `variables` is {"params", "batch_stats", "memory"}
+    with trained and frozen parameters merged.
+    """
+
+    def init(self, rng: Array, batch: Batch) -> dict:
+        """Initial {"params", "batch_stats", "memory"} for batches shaped like this one."""
+
+    def begin(self, state: TrainState, batches: Iterable[Batch]) -> TrainState:
+        """Runs once before step 0 on unaugmented training batches, e.g. to fill a memory."""
+
+    def loss(self, params: Any, state: TrainState, batch: Batch, rngs: dict[str, Array]) -> LossOut:
+        """The loss terms of a training batch; `params` are merged, `state` gives everything else."""
+
+    def encode(self, variables: dict, batch: Batch) -> Features:
+        """Runs every tower once on what the batch has."""
+
+    def embed(self, variables: dict, features: Features, use: tuple[str, ...]) -> Array:
+        """Unit retrieval vectors [B,D] from the modalities in `use` (static) that each sample has."""

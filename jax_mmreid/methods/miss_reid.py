@@ -1,0 +1,374 @@
+"""Miss-ReID (NeurIPS 2025): re-identification when modalities are missing in training and at test.
+
+One CLIP image tower is shared by all modalities. Its projected class token f is the feature. Three parts stand on it:
+
+- M-bHIPR (`bhipr`): a prototype per modality and identity, and a contrastive loss towards it (Eq. 2-4).
+- M-iOSM (`iosm`): queries read one structure vector s from the patch tokens of the present pictures (Eq. 5-7).
+- L-dMMC (`ldmmc`): s becomes a pseudo-word in a sentence with prompts per modality; the frozen text tower turns it
+  into f~, a feature for every modality, which stands in for f where a picture is missing (Eq. 8-10).
+
+The terms of Eq. 11, each summed over modalities: triplet, identity, nce | structure_triplet, structure_identity |
+text_triplet, text_identity, text_nce. Shapes: f and f~ [B,M,D], s [B,S], present [B,M], prototypes [M,K,D].
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_mmreid.batch import Batch, Data
+from jax_mmreid.config import ConfigError
+from jax_mmreid.losses.contrastive import prototype_nce
+from jax_mmreid.losses.identity import cross_entropy
+from jax_mmreid.losses.triplet import batch_hard_triplet
+from jax_mmreid.methods import LossOut
+from jax_mmreid.models.clip import ImageTower, TextTower
+from jax_mmreid.models.heads import Head
+from jax_mmreid.models.language import TEMPLATES, Inversion, Template, inject, template
+from jax_mmreid.models.structure import StructureQueries
+from jax_mmreid.ops import masked, memory
+from jax_mmreid.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class MissReID:
+    """The method; see `create` for what the fields mean."""
+
+    modalities: tuple[str, ...]
+    cameras: tuple[int, ...]  # () leaves the camera embedding out
+    steps_per_epoch: int
+    image: ImageTower
+    head: Head
+    structure: StructureQueries | None
+    inversion: Inversion | None
+    text: TextTower | None
+    template: Template | None
+    prompts: int
+    bhipr: bool
+    passive_memory: bool
+    tokens: str
+    tau: float
+    label_smooth: float
+    margin: float | None
+    alpha: float
+    memory_update: str
+    memory_order: str
+    detach_structure: bool
+    part_norm: bool
+    missing_fill: str
+    text_terms: bool = True  # a phase option: the text losses run and f~ completes
+    completion: str = "text"  # an option of evaluation rows: "text", or "zero" to score without f~
+
+    def init(self, rng: Array, batch: Batch) -> dict:
+        keys = dict(zip(("image", "heads", "structure", "inversion", "text", "prompts"), jax.random.split(rng, 6)))
+        rows = len(batch["index"])
+        images = jnp.zeros((rows, *next(iter(batch["images"].values())).shape[1:]))
+        camera = self._camera(batch["camid"])
+        (tokens, cls), image = self.image.init_with_output(keys["image"], images, camera)
+        params = {"image": image["params"]}
+        widths = {name: cls.shape[-1] for name in self.modalities}
+        if self.structure:
+            (s, _), variables = self.structure.init_with_output(
+                keys["structure"], tokens if self.tokens == "pre_proj" else cls
+            )
+            params["structure"] = variables["params"]
+            widths["structure"] = s.shape[-1]
+        if self.text:
+            params["inversion"] = self.inversion.init(keys["inversion"], s, train=False)["params"]
+            params["prompts"] = 0.02 * jax.random.normal(
+                keys["prompts"], (len(self.modalities), self.prompts, self.text.width)
+            )
+            sentence = jnp.zeros((1, len(self.template.ids), self.text.width))
+            params["text"] = self.text.init(keys["text"], sentence, 0)["params"]
+            widths |= {f"text_{name}": self.text.dim for name in self.modalities}
+        heads = {
+            name: self.head.init(
+                jax.random.fold_in(keys["heads"], i), jnp.zeros((1, width)), jnp.ones(1, bool), train=False
+            )
+            for i, (name, width) in enumerate(widths.items())
+        }
+        params["heads"] = {name: head["params"] for name, head in heads.items()}
+        stats = {"heads": {name: head["batch_stats"] for name, head in heads.items()}}
+        return {"params": params, "batch_stats": stats, "memory": self._empty_memory(cls.shape[-1])}
+
+    def begin(self, state: TrainState, batches: Iterable[Batch]) -> TrainState:
+        """Fills the prototypes with the mean unit feature of each identity in each modality (Eq. 2)."""
+        if not state.memory:
+            return state
+
+        @jax.jit
+        def add(params, sums, counts, batch):
+            present, _, feats = self._towers(params, batch)
+            return memory.accumulate(sums, counts, feats, batch["label"], present & batch["valid"][:, None])
+
+        sums, counts = memory.start(*state.memory["proto"].shape)
+        for batch in batches:
+            sums, counts = add(state.params | state.frozen, sums, counts, batch)
+        proto, has_visual = memory.finish(sums, counts)
+        return state.replace(memory=state.memory | {"proto": proto, "has_visual": has_visual})
+
+    def loss(self, params: Any, state: TrainState, batch: Batch, rngs: dict[str, Array]) -> LossOut:
+        label, stats = batch["label"], state.batch_stats
+        present, tokens, feats = self._towers(params, batch)
+        terms, stats, accuracy = self._branch(params, stats, "", self.modalities, feats, present, label)
+        text = None
+        if self.structure:
+            s = masked.mean(self._structure(params, tokens), present[..., None], axis=1)
+            some = present.any(axis=1, keepdims=True)
+            new, stats, _ = self._branch(params, stats, "structure_", ("structure",), s[:, None], some, label)
+            terms |= new
+            if self.text and self.text_terms:
+                text = self._imagine(params, s, rngs["dropout"])
+                some = jnp.broadcast_to(some, present.shape)
+                names = tuple(f"text_{m}" for m in self.modalities)
+                new, stats, _ = self._branch(params, stats, "text_", names, text, some, label)
+                terms |= new
+
+        bank = state.memory
+        if bank:
+            after = self._remember(state, feats, present, text, label)
+            proto = (after if self.memory_order == "before_loss" else bank)["proto"]
+            if self.bhipr:
+                terms["nce"] = self._prototype_loss(proto, feats, label, present)
+            if text is not None:
+                terms["text_nce"] = self._prototype_loss(proto, text, label, some)
+            bank = after
+        scalars = {"accuracy": accuracy, "present": present.mean()}
+        return LossOut(terms, {"batch_stats": stats, "memory": bank}, scalars)
+
+    def _branch(
+        self,
+        params: Any,
+        stats: Any,
+        prefix: str,
+        names: tuple[str, ...],
+        feats: Array,
+        where: Array,
+        label: Array,
+    ) -> tuple[dict[str, Array], Any, Array]:
+        """Triplet on each feature and cross-entropy behind its neck, summed over `names` (Eq. 11).
+
+        feats [B,len(names),D], where [B,len(names)] -> the two terms, batch_stats, mean accuracy.
+        """
+        triplet = identity = accuracy = 0.0
+        heads = stats["heads"]
+        for i, name in enumerate(names):
+            x, w = feats[:, i], where[:, i]
+            variables = {"params": params["heads"][name], "batch_stats": heads[name]}
+            logits, updated = self.head.apply(variables, x, w, train=True, mutable=["batch_stats"])
+            heads = heads | {name: updated["batch_stats"]}
+            hard, anchors = batch_hard_triplet(x, label, margin=self.margin, where=w)
+            triplet += masked.mean(hard, anchors)
+            identity += masked.mean(cross_entropy(logits, label, smoothing=self.label_smooth, where=w), w)
+            accuracy += masked.mean((logits.argmax(-1) == label).astype(jnp.float32), w) / len(names)
+        return {prefix + "triplet": triplet, prefix + "identity": identity}, {"heads": heads}, accuracy
+
+    def _prototype_loss(self, proto: Array, feats: Array, label: Array, where: Array) -> Array:
+        """Eq. 4 and Eq. 10, summed over modalities; a sample whose prototype does not exist yet is left out."""
+        valid = memory.valid(proto)
+        total = 0.0
+        for m in range(len(self.modalities)):
+            counted = where[:, m] & valid[m, label]
+            nce = prototype_nce(feats[:, m], label, proto[m], tau=self.tau, valid=valid[m], where=counted)
+            total += masked.mean(nce, counted)
+        return total
+
+    def _remember(self, state: TrainState, feats: Array, present: Array, text: Array | None, label: Array) -> dict:
+        """Moves the prototypes towards this batch (Eq. 3). Text writes only where no picture exists in training."""
+        bank = state.memory
+        if text is not None:
+            unseen = ~bank["has_visual"][:, label].T  # [B,M]
+            feats = jnp.where(unseen[..., None], text, feats)
+            present = present | (unseen & present.any(axis=1, keepdims=True))
+        feats = jax.lax.stop_gradient(feats)
+        if self.memory_update == "per_epoch_mean":
+            sums, counts = memory.accumulate(bank["sums"], bank["counts"], feats, label, present)
+            ends = (state.step + 1) % self.steps_per_epoch == 0
+            blended = memory.blend(bank["proto"], sums, counts, self.alpha)
+            return bank | {
+                "proto": jnp.where(ends, blended, bank["proto"]),
+                "sums": jnp.where(ends, 0.0, sums),
+                "counts": jnp.where(ends, 0, counts),
+            }
+        update = memory.update_mean if self.memory_update == "per_step_batch_mean" else memory.update_sequential
+        return bank | {"proto": update(bank["proto"], feats, label, present, self.alpha)}
+
+    def encode(self, variables: dict, batch: Batch) -> dict[str, Array]:
+        """present [B,M], feats [B,M,D], and where a completion needs it structure [B,M,S] or blank [B,D]."""
+        params = variables["params"]
+        present, tokens, feats = self._towers(params, batch)
+        features = {"present": present, "feats": feats}
+        if self._completes:
+            features["structure"] = self._structure(params, tokens)
+        elif self.missing_fill == "encode_zero_image":
+            zeros = jnp.zeros_like(next(iter(batch["images"].values())))
+            features["blank"] = self.image.apply({"params": params["image"]}, zeros, self._camera(batch["camid"]))[1][
+                :, 0
+            ]
+        return features
+
+    def embed(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> Array:
+        """f of the used modalities, f~ or a zero block for the others, concatenated and normalised: [B,M*D]."""
+        params = variables["params"]
+        available = features["present"] & jnp.array([m in use for m in self.modalities])
+        parts = features["feats"]
+        fill = jnp.zeros_like(parts)
+        if self._completes:
+            s = masked.mean(features["structure"], available[..., None], axis=1)
+            fill = self._imagine_missing(params, s, ~available.all(axis=0))
+        elif self.missing_fill == "encode_zero_image":
+            fill = jnp.broadcast_to(features["blank"][:, None], parts.shape)
+        parts = jnp.where(available[..., None], parts, fill)
+        if self.part_norm:
+            parts = masked.unit(parts)
+        return masked.unit(parts.reshape(len(parts), -1))
+
+    @property
+    def _completes(self) -> bool:
+        return self.text is not None and self.text_terms and self.completion == "text"
+
+    def _camera(self, camid: Array) -> Array | None:
+        """[B] -> one-hot [B,C]; a camera that training has not seen gives a zero row, which adds nothing."""
+        if not self.cameras:
+            return None
+        return (camid[:, None] == jnp.array(self.cameras)).astype(jnp.float32)
+
+    def _towers(self, params: Any, batch: Batch) -> tuple[Array, Array, Array]:
+        """Every picture through the shared tower: present [B,M], patch tokens [B,M,N,S], class feature [B,M,D].
+
+        Absent pictures are blanked here, once; a modality that the split never has is not computed at all.
+        """
+        names = [m for m in self.modalities if m in batch["images"]]
+        if not names:
+            raise ValueError(f"the batch has {sorted(batch['images'])}, the method reads {list(self.modalities)}")
+        present = jnp.stack([batch["present"][m] for m in names], axis=1)
+        images = jnp.stack([masked.blank(batch["images"][m], batch["present"][m]) for m in names], axis=1)
+        rows, count = present.shape
+        camera = self._camera(batch["camid"])
+        if camera is not None:
+            camera = jnp.repeat(camera, count, axis=0)
+        # [B,M] merges to [B*M] with B outermost, so a batch sharded over devices stays where it is.
+        tokens, projected = self.image.apply({"params": params["image"]}, images.reshape(-1, *images.shape[2:]), camera)
+        feats = projected[:, 0].reshape(rows, count, -1)
+        patches = (tokens if self.tokens == "pre_proj" else projected)[:, 1:]
+        patches = patches.reshape(rows, count, *patches.shape[1:])
+        if len(names) == len(self.modalities):
+            return present, patches, feats
+        slots = jnp.array([self.modalities.index(m) for m in names])
+
+        def place(x):
+            return jnp.zeros((rows, len(self.modalities), *x.shape[2:]), x.dtype).at[:, slots].set(x)
+
+        return place(present), place(patches), place(feats)
+
+    def _structure(self, params: Any, tokens: Array) -> Array:
+        """[B,M,N,S] -> [B,M,S]."""
+        s, _ = self.structure.apply({"params": params["structure"]}, tokens.reshape(-1, *tokens.shape[2:]))
+        return s.reshape(*tokens.shape[:2], -1)
+
+    def _words(self, params: Any, s: Array, dropout: Array | None) -> Array:
+        if self.detach_structure:
+            s = jax.lax.stop_gradient(s)
+        rngs = {} if dropout is None else {"dropout": dropout}
+        return self.inversion.apply({"params": params["inversion"]}, s, train=dropout is not None, rngs=rngs)
+
+    def _sentence(self, params: Any) -> Array:
+        return self.text.apply({"params": params["text"]}, jnp.array(self.template.ids), method="embed")
+
+    def _imagine(self, params: Any, s: Array, dropout: Array) -> Array:
+        """f~ of every modality in one pass of the text tower (Eq. 8-9): s [B,S] -> [B,M,D]."""
+        words, sentence = self._words(params, s, dropout), self._sentence(params)
+        tokens = jnp.stack([inject(sentence, words, prompts, self.template) for prompts in params["prompts"]], axis=1)
+        out = self.text.apply({"params": params["text"]}, tokens.reshape(-1, *tokens.shape[2:]), self.template.end)
+        return out.reshape(*tokens.shape[:2], -1)
+
+    def _imagine_missing(self, params: Any, s: Array, needed: Array) -> Array:
+        """As `_imagine`, without dropout, and only for the modalities in `needed` [M]; zeros for the others."""
+        words, sentence = self._words(params, s, None), self._sentence(params)
+
+        def run(prompts):
+            tokens = inject(sentence, words, prompts, self.template)
+            return self.text.apply({"params": params["text"]}, tokens, self.template.end)
+
+        def one(args):
+            prompts, wanted = args
+            return jax.lax.cond(wanted, run, lambda _: jnp.zeros((len(words), self.text.dim)), prompts)
+
+        return jax.lax.map(one, (params["prompts"], needed)).swapaxes(0, 1)
+
+    def _empty_memory(self, dim: int) -> dict[str, Array]:
+        if not (self.bhipr or (self.text and self.passive_memory)):
+            return {}
+        sums, counts = memory.start(len(self.modalities), self.head.classes, dim)
+        bank = {"proto": sums, "has_visual": counts > 0}
+        if self.memory_update == "per_epoch_mean":
+            bank |= {"sums": sums, "counts": counts}
+        return bank
+
+
+def create(
+    data: Data,
+    *,
+    image: dict,
+    text: dict,
+    structure: dict,
+    inversion: dict,
+    memory: dict,
+    dim: int,
+    bhipr: bool,
+    iosm: bool,
+    ldmmc: bool,
+    tau: float,
+    label_smooth: float,
+    margin: float,
+    sie_camera: bool,
+    prompts: int,
+    template_kind: str,
+    period: bool,
+    text_len: int,
+    detach_structure: bool,
+    part_norm: bool,
+    missing_fill: str,
+    dtype: str,
+) -> MissReID:
+    """Builds the method from `config.model`; raises ConfigError for settings that contradict each other."""
+    if ldmmc and not iosm:
+        raise ConfigError("model.ldmmc needs model.iosm: the pseudo-word is made from the structure vector")
+    for key, value, choices in (
+        ("structure.tokens", structure["tokens"], ("pre_proj", "proj")),
+        ("memory.update", memory["update"], ("per_step_sequential", "per_step_batch_mean", "per_epoch_mean")),
+        ("memory.order", memory["order"], ("after_loss", "before_loss")),
+        ("missing_fill", missing_fill, ("zero_feature", "encode_zero_image")),
+        ("template_kind", template_kind, TEMPLATES),
+        ("dtype", dtype, ("float32", "bfloat16")),
+    ):
+        if value not in choices:
+            raise ConfigError(f"model.{key}={value!r}: expected one of {', '.join(choices)}")
+    queries = {k: v for k, v in structure.items() if k != "tokens"}
+    return MissReID(
+        modalities=tuple(data.modalities),
+        cameras=tuple(data.cameras) if sie_camera else (),
+        steps_per_epoch=data.steps_per_epoch,
+        image=ImageTower(**image, dim=dim, dtype=jnp.dtype(dtype)),
+        head=Head(len(data.pids)),
+        structure=StructureQueries(**queries) if iosm else None,
+        inversion=Inversion(**inversion, dim=text["width"]) if ldmmc else None,
+        text=TextTower(**text, dim=dim, dtype=jnp.dtype(dtype)) if ldmmc else None,
+        template=template(template_kind, prompts=prompts, period=period, length=text_len) if ldmmc else None,
+        prompts=prompts,
+        bhipr=bhipr,
+        passive_memory=memory["passive"],
+        tokens=structure["tokens"],
+        tau=tau,
+        label_smooth=label_smooth,
+        margin=margin if margin >= 0 else None,
+        alpha=memory["alpha"],
+        memory_update=memory["update"],
+        memory_order=memory["order"],
+        detach_structure=detach_structure,
+        part_norm=part_norm,
+        missing_fill=missing_fill,
+    )

@@ -1,0 +1,155 @@
+"""CLIP's image and text transformers (Radford et al., 2021), for any image grid.
+
+Pre-norm blocks, QuickGELU, LayerNorm eps 1e-5. Matrix products run in `dtype`; LayerNorm and softmax in float32.
+Parameters are float32 and start as CLIP's own do.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def quick_gelu(x: Array) -> Array:
+    """x * sigmoid(1.702 x), CLIP's activation."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with eps 1e-5, computed in float32, returned in the dtype of its input."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm")(x).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; `causal` lets a token see itself and those before it. [B,N,D] -> [B,N,D]."""
+
+    heads: int
+    causal: bool = False
+    depth: int = 1  # layers of the tower, which scale the output's initial weights
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        qkv = nn.DenseGeneral(
+            (3, self.heads, width // self.heads),
+            kernel_init=nn.initializers.normal(width**-0.5),
+            dtype=self.dtype,
+            name="qkv",
+        )(x)
+        # One transpose to [3,B,heads,N,d]: products laid out (b,h,i,d) run 2-4 times faster on CPU than (b,i,h,d).
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        logits = jnp.einsum("bhid,bhjd->bhij", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        if self.causal:
+            logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        x = jnp.einsum("bhij,bhjd->bhid", weights, v).transpose(0, 2, 1, 3)  # [B,N,heads,d]
+        out_init = nn.initializers.normal(width**-0.5 * (2 * self.depth) ** -0.5)
+        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=out_init, dtype=self.dtype, name="out")(x)
+
+
+class Block(nn.Module):
+    """One residual block: attention, then a QuickGELU MLP four times as wide. [B,N,D] -> [B,N,D]."""
+
+    heads: int
+    causal: bool = False
+    depth: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        x = x + Attention(self.heads, self.causal, self.depth, self.dtype, name="attention")(LayerNorm(name="ln_1")(x))
+        init_in = nn.initializers.normal((2 * width) ** -0.5)
+        init_out = nn.initializers.normal(width**-0.5 * (2 * self.depth) ** -0.5)
+        y = nn.Dense(4 * width, kernel_init=init_in, dtype=self.dtype, name="fc")(LayerNorm(name="ln_2")(x))
+        return x + nn.Dense(width, kernel_init=init_out, dtype=self.dtype, name="proj")(quick_gelu(y))
+
+
+class ImageTower(nn.Module):
+    """CLIP's vision transformer. The grid is the image's: H/patch x W/patch.
+
+    images [B,H,W,3] float, camera [B,C] one-hot (an all-zero row adds nothing)
+        -> class and patch tokens after the last LayerNorm [B,1+N,width], and the same projected [B,1+N,dim].
+    The camera table (TransReID's side information, coefficient 1) is added to the class token only.
+    """
+
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    dim: int
+    position_std: float = 0.0  # 0: CLIP's own, width^-0.5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, camera: Array | None = None) -> tuple[Array, Array]:
+        rows, height, width_px, _ = images.shape
+        if height % self.patch or width_px % self.patch:
+            raise ValueError(f"image {height}x{width_px} is not a whole number of {self.patch}x{self.patch} patches")
+        scale = self.width**-0.5
+        x = nn.Conv(
+            self.width, (self.patch, self.patch), (self.patch, self.patch), padding="VALID", use_bias=False,
+            dtype=self.dtype, name="patch_embedding",
+        )(images)  # fmt: skip
+        x = x.reshape(rows, -1, self.width)  # [B,N,width]
+        cls = self.param("class_embedding", nn.initializers.normal(scale), (self.width,))
+        cls = jnp.broadcast_to(cls, (rows, self.width))
+        if camera is not None:
+            init = nn.initializers.truncated_normal(0.02)
+            cls = cls + camera @ self.param("camera_embedding", init, (camera.shape[-1], self.width))
+        x = jnp.concatenate([cls[:, None].astype(x.dtype), x], axis=1)  # [B,1+N,width]
+        std = self.position_std or scale
+        position = self.param("position_embedding", nn.initializers.normal(std), x.shape[1:])
+        x = LayerNorm(name="ln_pre")(x + position.astype(x.dtype))
+        for i in range(self.layers):
+            x = Block(self.heads, False, self.layers, self.dtype, name=f"block_{i}")(x)
+        x = LayerNorm(name="ln_post")(x)
+        projected = nn.Dense(
+            self.dim,
+            use_bias=False,
+            kernel_init=nn.initializers.normal(scale),
+            dtype=self.dtype,
+            name="projection",
+        )(x)
+        return x.astype(jnp.float32), projected.astype(jnp.float32)
+
+
+class TextTower(nn.Module):
+    """CLIP's text transformer, entered by ids or by embeddings that carry injected words."""
+
+    vocab: int
+    context: int
+    width: int
+    layers: int
+    heads: int
+    dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.token_embedding = self.param("token_embedding", nn.initializers.normal(0.02), (self.vocab, self.width))
+        self.position_embedding = self.param(
+            "position_embedding", nn.initializers.normal(0.01), (self.context, self.width)
+        )
+        self.block = [Block(self.heads, True, self.layers, self.dtype) for _ in range(self.layers)]
+        self.ln_final = LayerNorm()
+        self.projection = self.param("projection", nn.initializers.normal(self.width**-0.5), (self.width, self.dim))
+
+    def embed(self, ids: Array) -> Array:
+        """Token embeddings without positions: ids [...,L] -> [...,L,width]."""
+        return self.token_embedding[ids]
+
+    def __call__(self, embeddings: Array, end: Array | int) -> Array:
+        """The feature at token `end` of each row: embeddings [B,L,width] with L <= context -> [B,dim].
+
+        Attention is causal, so tokens after `end` change nothing and need not be given.
+        """
+        length = embeddings.shape[-2]
+        x = (embeddings + self.position_embedding[:length]).astype(self.dtype)
+        for block in self.block:
+            x = block(x)
+        x = self.ln_final(x[jnp.arange(x.shape[0]), end])  # only the end token is projected
+        return jnp.matmul(x, self.projection.astype(self.dtype)).astype(jnp.float32)

@@ -1,0 +1,66 @@
+"""Prototype memory: one unit vector per modality and training identity (Miss-ReID, NeurIPS 2025, Eq. 2-3).
+
+    fill    p[m,k]  = unit(mean of the unit features of identity k in modality m), zero if it has none  (Eq. 2)
+    update  p[m,k] <- unit(alpha p[m,k] + (1 - alpha) f)                                                (Eq. 3)
+
+The memory is a plain float32 array proto [M,K,D] whose rows are unit or zero. A zero row means "no prototype
+yet" and needs no special case in the update: unit(alpha 0 + (1 - alpha) f) = f. Features are normalised here
+and carry no gradient; an entry that `where` does not select is never read.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jax_mmreid.ops import masked
+
+
+def start(modalities: int, identities: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """The empty (sums [M,K,D] float32, counts [M,K] int32) that a pass over the data begins with."""
+    return jnp.zeros((modalities, identities, width)), jnp.zeros((modalities, identities), jnp.int32)
+
+
+def accumulate(
+    sums: jax.Array, counts: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Adds a batch's unit features to what `start` returned; feats [B,M,D], labels [B], where [B,M]."""
+    rows = jnp.arange(sums.shape[0])[None, :], labels[:, None]  # [B,M]
+    return sums.at[rows].add(_inputs(feats, where)), counts.at[rows].add(where.astype(counts.dtype))
+
+
+def finish(sums: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(proto [M,K,D], has_visual [M,K] bool) of everything accumulated; Eq. 2."""
+    return masked.unit(sums), counts > 0
+
+
+def valid(proto: jax.Array) -> jax.Array:
+    """[M,K] bool: which rows of proto [M,K,D] hold a prototype."""
+    return jnp.any(proto != 0, axis=-1)
+
+
+def blend(proto: jax.Array, sums: jax.Array, counts: jax.Array, alpha: float) -> jax.Array:
+    """One step of Eq. 3 for every identity that was accumulated, with the mean of its unit features as f."""
+    mean = sums / jnp.maximum(counts, 1)[..., None]
+    return jnp.where((counts > 0)[..., None], masked.unit(alpha * proto + (1 - alpha) * mean), proto)
+
+
+def update_mean(proto: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array, alpha: float) -> jax.Array:
+    """`blend` with one batch: feats [B,M,D], labels [B], where [B,M]; the order of rows does not matter."""
+    return blend(proto, *accumulate(*start(*proto.shape), feats, labels, where), alpha)
+
+
+def update_sequential(
+    proto: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array, alpha: float
+) -> jax.Array:
+    """Eq. 3 for one sample after the other, feats [B,M,D], labels [B], where [B,M]; the last weighs most."""
+
+    def step(proto, sample):
+        feat, label, present = sample  # [M,D], [], [M]
+        old = jax.lax.dynamic_index_in_dim(proto, label, axis=1, keepdims=False)
+        new = jnp.where(present[:, None], masked.unit(alpha * old + (1 - alpha) * feat), old)
+        return jax.lax.dynamic_update_index_in_dim(proto, new, label, axis=1), None
+
+    return jax.lax.scan(step, proto, (_inputs(feats, where), labels, where))[0]
+
+
+def _inputs(feats: jax.Array, where: jax.Array) -> jax.Array:
+    return masked.unit(masked.blank(jax.lax.stop_gradient(feats), where))

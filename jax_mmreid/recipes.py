@@ -1,0 +1,108 @@
+"""The published recipe of each method as config fields: what the configs of its datasets share."""
+
+from jax_mmreid.config import ConfigDict, ConfigError, base_config, missing_evals, parse_eta
+
+# Rows of the Miss-ReID poster's Table 1: (bhipr, iosm, ldmmc).
+MISS_REID_ROWS = {
+    "A": (False, False, False),
+    "B": (True, False, False),
+    "C": (False, True, False),
+    "D": (True, True, False),
+    "E": (False, True, True),
+    "F": (True, True, True),
+}
+
+# M-iOSM and inversion network as the published complexity figures say, or 512 wide as the equations are written.
+MISS_REID_PRESETS = {
+    "table1": dict(structure=dict(tokens="pre_proj", width=768, heads=12), inversion=dict(hidden=768)),
+    "equations": dict(structure=dict(tokens="proj", width=512, heads=8), inversion=dict(hidden=2048)),
+}
+
+# Wide matrices over the "model" axis, one split by columns and the next by rows, as tensor parallelism goes.
+TOWER_SHARDING = (
+    (r"attention/qkv/kernel$", (None, None, "model", None)),
+    (r"attention/qkv/bias$", (None, "model", None)),
+    (r"attention/out/kernel$", ("model", None, None)),
+    (r"/fc/kernel$", (None, "model")),
+    (r"/fc/bias$", ("model",)),
+    (r"/proj/kernel$", ("model", None)),
+)
+
+
+def miss_reid(
+    dataset: str, *, row: str = "F", eta: str = "0", preset: str = "table1", epochs: int = 50, text_epoch: int = 21
+) -> ConfigDict:
+    """Miss-ReID as published (Section 4.2): ViT-B/16, Adam, 50 epochs, text terms from epoch `text_epoch` (1-based) on.
+
+    `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `preset` names the
+    widths. Raises ConfigError for a row, preset or rate that does not exist.
+    """
+    for name, value, choices in (("row", row, MISS_REID_ROWS), ("preset", preset, MISS_REID_PRESETS)):
+        if value not in choices:
+            raise ConfigError(f"{name}={value}: expected one of {', '.join(choices)}")
+    config = base_config(method="miss_reid", dataset=dataset)
+    config.epochs = epochs
+    config.missing.eta = parse_eta(eta, len(config.data.modalities))
+    bhipr, iosm, ldmmc = MISS_REID_ROWS[row]
+    widths = MISS_REID_PRESETS[preset]
+    config.model = dict(
+        image=dict(patch=16, width=768, layers=12, heads=12, position_std=0.0),
+        text=dict(vocab=49408, context=77, width=512, layers=12, heads=8),
+        dim=512,
+        sie_camera=True,
+        bhipr=bhipr,
+        iosm=iosm,
+        ldmmc=ldmmc,
+        structure=dict(queries=16, out_proj=False, **widths["structure"]),
+        inversion=dict(drop=0.1, **widths["inversion"]),
+        prompts=4,
+        template_kind="person",
+        period=True,
+        text_len=0,  # 0: as long as the sentence; 77: CLIP's whole context, with the same result
+        tau=0.05,
+        label_smooth=0.1,
+        margin=-1.0,  # of the triplet loss; negative: soft margin
+        memory=dict(alpha=0.2, update="per_step_sequential", order="after_loss", passive=True),
+        detach_structure=False,
+        part_norm=False,
+        missing_fill="zero_feature",
+        dtype="float32",
+    )
+    config.weights = miss_reid_weights(identity=0.1, contrast=0.1)
+    config.optim.rules = (
+        (r"text/.*", "frozen"),
+        (r"prompts", "prompts"),
+        (r"image/camera_embedding", "new"),
+        (r"image/.*", "tower"),
+        (r"(inversion|heads/text_\w+)/.*bias", "language_bias"),
+        (r"(inversion|heads/text_\w+)/.*", "language"),
+        (r".*bias", "new_bias"),
+        (r".*", "new"),
+    )
+    config.optim.lr = dict(tower=5e-6, new=3.5e-4, new_bias=7e-4, language=3.5e-4, language_bias=7e-4, prompts=5e-3)
+    config.optim.schedule = dict(
+        warmup=10, reference=3.5e-4, floor=1e-3, warmup_from="own", per_step=False, noise=False
+    )
+    visual = ("tower", "new", "new_bias")
+    config.phases = ((0, {"text_terms": False}, visual),)
+    if ldmmc:
+        language = ("language", "language_bias", "prompts")
+        config.phases += ((text_epoch - 1, {"text_terms": True}, visual + language),)
+    config.sharding = (
+        *TOWER_SHARDING,
+        (r"classifier/kernel$", ("model", None)),
+        (r"memory/(proto|sums)$", (None, None, "model")),
+    )
+    config.evals.update(missing_evals(config.data.modalities, "test", "same_camera"))
+    if ldmmc:  # the same weights with zero blocks in place of the text features
+        config.evals.update(
+            missing_evals(config.data.modalities, "test", "same_camera", "zero/", {"completion": "zero"})
+        )
+    return config
+
+
+def miss_reid_weights(*, identity: float, contrast: float) -> dict[str, float]:
+    """Factors of Eq. 11: 1 for triplets, lambda 1 for cross-entropies, lambda 2 for contrastive terms."""
+    branches = ("", "structure_", "text_")
+    weights = {f"{branch}triplet": 1.0 for branch in branches} | {f"{branch}identity": identity for branch in branches}
+    return weights | {"nce": contrast, "text_nce": contrast}

@@ -1,0 +1,57 @@
+"""Where arrays live: a mesh of ("data", "model"), ordered rules for the state, rows of a batch over "data".
+
+A rule is (regex, axis names): the first regex that matches a leaf's path gives its partition, and what no rule
+matches is replicated. Optimizer moments carry the path of their parameter, so one rule serves both.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_mmreid.batch import Batch
+from jax_mmreid.config import ConfigError
+
+
+def make_mesh(*, data: int, model: int, devices: list | None = None) -> Mesh:
+    """A mesh of all devices; -1 for one axis means what the other leaves. Raises ConfigError if they do not fit."""
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    shape = [count // model if data == -1 else data, count // data if model == -1 else model]
+    if shape[0] * shape[1] != count:
+        raise ConfigError(f"mesh of data={data} x model={model} does not fit {count} devices")
+    return Mesh(np.asarray(devices).reshape(shape), ("data", "model"))
+
+
+def state_sharding(mesh: Mesh, state: Any, rules: tuple[tuple[str, tuple], ...]) -> Any:
+    """A NamedSharding for every leaf of an abstract state; raises ConfigError where an axis does not divide."""
+
+    def one(path, leaf):
+        name = "/".join(_key(k) for k in path)
+        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
+        spec = PartitionSpec(*axes) if len(axes) == leaf.ndim else PartitionSpec()
+        for size, axis in zip(leaf.shape, spec):
+            if axis is not None and size % mesh.shape[axis]:
+                raise ConfigError(
+                    f"sharding: {name} {leaf.shape} does not divide over {mesh.shape[axis]} devices of axis {axis!r}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def to_global(batch: Batch, mesh: Mesh) -> Batch:
+    """This process's rows of a host batch as global arrays, rows over the "data" axis."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def _key(entry: Any) -> str:
+    return str(next(getattr(entry, field) for field in ("key", "name", "idx") if hasattr(entry, field)))

@@ -1,0 +1,201 @@
+"""Training: the step, and the loop around it with its four blocks: step, log, evaluate, save.
+
+Batch t, its augmentation and its dropout are functions of (seed, t), and the state is all that a step reads: a run
+that stops and goes on from a checkpoint ends where an uninterrupted one does.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import optax
+from jax import Array
+
+from jax_mmreid import evaluators, experiment, sharding
+from jax_mmreid.batch import Batch, Data, DataError
+from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.config import ConfigDict, ConfigError, config_hash, difference, to_json
+from jax_mmreid.experiment import Experiment, Phase
+from jax_mmreid.methods import Method
+from jax_mmreid.ops import augment
+from jax_mmreid.state import TrainState, merge, streams
+from jax_mmreid.writer import Writer
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(Exception):
+    """The loss or a gradient is NaN or infinite. Exit code 4."""
+
+
+class PreemptedError(Exception):
+    """The process was asked to stop and has saved its state. Exit code 75."""
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    method: Method,
+    tx: optax.GradientTransformation,
+    weights: dict[str, float],
+    augmentation: dict,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update: (state, batch of uint8 pictures) -> (state, scalars). Raises KeyError for a term without a weight."""
+    rngs = streams(state.rng, state.step, ("augment", "dropout"))
+    batch = batch | {"images": augment.augment(batch["images"], rngs["augment"], **augmentation)}
+
+    def objective(params):
+        out = method.loss(merge(params, state.frozen), state, batch, rngs)
+        return sum(weights[name] * term for name, term in out.terms.items()), out
+
+    (total, out), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, **out.updates)
+    return state, {"loss": total, **out.terms, **out.scalars, "grad_norm": optax.tree.norm(grads)}
+
+
+def compile_step(config: ConfigDict, exp: Experiment, phase: Phase) -> Callable:
+    """The jitted `train_step` of a phase; it takes over the memory of the state it is given."""
+    step = functools.partial(
+        train_step,
+        method=phase.method,
+        tx=phase.tx,
+        weights=config.weights.to_dict(),
+        augmentation=config.aug.to_dict(),
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, exp.abstract)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(exp.mesh)))
+
+
+def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
+    """Trains to the end of `config.epochs`, going on from the last checkpoint in `workdir` if there is one.
+
+    Raises ConfigError for a workdir of another config, DataError for one of other data, NonFiniteError, PreemptedError.
+    """
+    workdir = Path(workdir)
+    first = jax.process_index() == 0
+    _claim(workdir, config, data, first)
+    exp = experiment.build(config, data)
+    total = exp.phases[-1].stop
+    meta = {"fingerprint": data.fingerprint, "config_hash": config_hash(config), "seed": config.seed}
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir))
+        stopping = stack.enter_context(_stop_signal())
+        state = start_or_resume(config, exp, data, checkpoints)
+        start = int(jax.device_get(state.step))
+        log.info("training steps %d..%d in %s", start + 1, total, workdir)
+        writer = stack.enter_context(
+            Writer(workdir, start=start, stop=total, rows_per_step=data.batch_size, active=first)
+        )
+        batches = stack.enter_context(contextlib.closing(data.train(start, total)))
+        stack.enter_context(jax.transfer_guard("disallow"))
+        step, phase, run = start, None, None
+        while step < total and not stopping.is_set():
+            if phase is not exp.phase(step):
+                phase = exp.phase(step)
+                run = compile_step(config, exp, phase)
+            state, scalars = run(state, sharding.to_global(next(batches), exp.mesh))
+            step += 1
+
+            saving = _due(step, config.save_every * data.steps_per_epoch) or step == total or stopping.is_set()
+            if saving or _due(step, config.log_every):
+                scalars = _finite(step, jax.device_get(scalars))
+                writer.write(step, scalars | writer.rate(step))
+
+            results = {}
+            if config.evals and _due(step, config.eval_every * data.steps_per_epoch):
+                results = evaluators.run(config, phase.method, state.variables, data, exp.mesh)
+                writer.write(step, _numbers(results))
+
+            if saving:
+                checkpoints.save(step, state, meta, _watched(config, results))
+    if step < total:
+        raise PreemptedError(f"stopped at step {step} of {total} and saved; the same command goes on from there")
+
+
+def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints: Checkpoints) -> TrainState:
+    """The state of the last checkpoint, or a new one whose method has seen the training data once."""
+    last = checkpoints.last()
+    if last is not None:
+        saved = checkpoints.meta(last)
+        if saved["fingerprint"] != data.fingerprint:
+            raise DataError(
+                f"{checkpoints.folder} was trained on other files or masks than {config.data.data_dir} now holds; "
+                "restore the data, or choose another --workdir"
+            )
+        return checkpoints.restore(last, exp.abstract)
+    state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
+    checkpoints.save_frozen(state.frozen)
+    normalise = jax.jit(functools.partial(augment.normalise, mean=config.aug.mean, std=config.aug.std))
+
+    def prepared() -> Iterator[Batch]:
+        for batch in data.split("train"):
+            batch = sharding.to_global(batch, exp.mesh)
+            yield batch | {"images": {name: normalise(x) for name, x in batch["images"].items()}}
+
+    state = exp.phases[0].method.begin(state, prepared())
+    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, exp.abstract))
+
+
+def _claim(workdir: Path, config: ConfigDict, data: Data, first: bool) -> None:
+    """Writes config.json and the masks into a new workdir, or checks that an old one holds the same run."""
+    path = workdir / "config.json"
+    if path.exists():
+        changed = difference(json.loads(path.read_text()), config)
+        if changed:
+            raise ConfigError(
+                f"workdir {workdir} holds a run of another config: {'; '.join(changed[:3])}; choose another --workdir"
+            )
+    elif first:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(to_json(config), indent=2, sort_keys=True) + "\n")
+        data.save_masks(workdir / "masks.npz")
+
+
+def _due(step: int, every: int) -> bool:
+    """Every so many steps; 0 means never."""
+    return every > 0 and step % every == 0
+
+
+def _numbers(results: dict[str, evaluators.Result]) -> dict[str, float]:
+    return {f"{name}/{key}": x for name, row in results.items() for key, x in row.items() if isinstance(x, float)}
+
+
+def _finite(step: int, scalars: dict[str, Array]) -> dict[str, float]:
+    values = {name: float(x) for name, x in scalars.items()}
+    bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise NonFiniteError(f"step {step}: {', '.join(bad)}; the last checkpoint is from before")
+    return values
+
+
+def _watched(config: ConfigDict, results: dict[str, evaluators.Result]) -> float | None:
+    name, _, metric = config.best.rpartition("/")
+    if not results:
+        return None
+    if metric not in results.get(name, {}):
+        raise ConfigError(f"best={config.best!r} names no result; there are {', '.join(results)}")
+    return results[name][metric]
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """While it lasts, SIGTERM sets an event instead of ending the process; the loop acts on it between two steps."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,70 @@
+"""Eight virtual CPU devices, and a tiny experiment that runs in seconds.
+
+Tests are of four kinds: law (masks, unit norm, padding), oracle (naive loops, PyTorch), equality (8 devices = 1,
+resume = no stop) and story (training on drawn data ends where it should).
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+from input_pipeline import open_data
+from jax_mmreid import experiment
+from jax_mmreid.config import ConfigDict
+from jax_mmreid.recipes import miss_reid
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """A folder of drawn pedestrians: 12 training and 5 test identities, 3 cameras, 2 triples each, 32x16 pixels."""
+    folder = tmp_path_factory.mktemp("data") / "drawn"
+    open_tiny(tiny_config(folder))
+    return folder
+
+
+def tiny_config(folder, row="F", eta="0", **changes) -> ConfigDict:
+    """Miss-ReID with every part in place and every axis small; `changes` override dotted fields."""
+    config = miss_reid("synthetic", row=row, eta=eta, epochs=3, text_epoch=3)
+    config.data.data_dir = str(folder)
+    config.data.options = dict(seed=0, num_train_ids=12, num_test_ids=5, cameras=3, images_per_camera=2, height=32)
+    config.data.update(image_size=(32, 16), identities=4, instances=2, eval_batch_size=16, threads=0)
+    config.aug.update(pad=2)
+    config.model.image.update(patch=8, width=16, layers=2, heads=2, position_std=0.5)
+    config.model.text.update(width=8, layers=1, heads=2)
+    config.model.dim = 12
+    config.model.structure.update(queries=3, width=16, heads=4)
+    config.model.inversion.hidden = 10
+    config.optim.lr = dict.fromkeys(config.optim.lr, 1e-3)
+    config.optim.schedule.update(warmup=1, reference=1e-3)
+    config.eval_every = 0
+    config.save_every = 1
+    config.log_every = 2
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+def open_tiny(config: ConfigDict, shard=(0, 1)):
+    """`open_data` as `main` calls it."""
+    return open_data(seed=config.seed, missing=config.missing.to_dict(), shard=shard, **config.data.to_dict())
+
+
+def start(config: ConfigDict, devices=None):
+    """(experiment, data, state of step 0 without a pass over the data) on the given devices, one by default."""
+    data = open_tiny(config)
+    exp = experiment.build(config, data, devices=jax.devices()[:1] if devices is None else devices)
+    return exp, data, exp.create(jax.random.PRNGKey(config.seed))
+
+
+def assert_trees_close(a, b, atol, rtol=0.0):
+    """Every leaf close, named when it is not."""
+    flat_b = dict(jax.tree_util.tree_leaves_with_path(b))
+    for path, x in jax.tree_util.tree_leaves_with_path(a):
+        np.testing.assert_allclose(
+            np.asarray(x), np.asarray(flat_b[path]), atol=atol, rtol=rtol, err_msg=jax.tree_util.keystr(path)
+        )

@@ -1,0 +1,185 @@
+"""Dataset files: the layout of RGBNT201 and what is said when it is broken; the synthetic dataset."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.datasets import rgbnt201, synthetic
+from input_pipeline.records import Records
+from jax_mmreid.batch import DataError
+
+ALL = ("rgb", "nir", "tir")
+TRAIN = ("000012_cam1_0_00", "000003_cam2_0_01", "000003_cam1_1_07", "000140_cam12_0_02", "000012_cam3_0_00")
+TEST = ("000200_cam2_0_00", "000200_cam1_0_03")
+
+
+def write_tree(root, train=TRAIN, test=TEST):
+    for folder, names in (("train_171", train), ("test", test)):
+        for spectrum in ("RGB", "NI", "TI"):
+            (root / folder / spectrum).mkdir(parents=True)
+            for name in names:
+                Image.new("RGB", (3, 5)).save(root / folder / spectrum / f"{name}.jpg")
+    return root
+
+
+def load(root, modalities=ALL, allow_missing_files=False):
+    return rgbnt201.load(str(root), modalities=modalities, allow_missing_files=allow_missing_files)
+
+
+def refused(root, **options):
+    with pytest.raises(DataError) as error:
+        load(root, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_columns_follow_the_sorted_file_names(tmp_path):
+    records = load(write_tree(tmp_path))
+    train = records["train"]
+    assert list(records) == ["train", "test"] and len(train) == 5 and len(records["test"]) == 2
+    assert train.paths["nir"].tolist() == [f"train_171/NI/{name}.jpg" for name in sorted(TRAIN)]
+    assert list(train.paths) == list(ALL)
+    assert train.pid.tolist() == [3, 3, 12, 12, 140]
+    assert train.camid.tolist() == [1, 2, 1, 3, 12]
+    assert train.view.tolist() == [0] * 5
+    assert {x.dtype for x in (train.pid, train.camid, train.view)} == {np.dtype(np.int32)}
+    with Image.open(train.path("tir", 4)) as image:
+        assert image.size == (3, 5)
+
+
+def test_other_files_in_the_folders_are_passed_over(tmp_path):
+    root = write_tree(tmp_path)
+    (root / "train_171" / "RGB" / "Thumbs.db").write_text("")
+    assert len(load(root)["train"]) == 5
+
+
+def test_parent_folder_and_dataset_folder_read_the_same(tmp_path):
+    inner = load(write_tree(tmp_path / "RGBNT201"))["train"]
+    outer = load(tmp_path)["train"]
+    assert inner.fingerprint() == outer.fingerprint() and inner.root == outer.root
+
+
+def test_fewer_modalities_need_only_their_folders(tmp_path):
+    root = write_tree(tmp_path)
+    for folder in ("train_171", "test"):
+        (root / folder / "TI").rename(root / folder / "gone")
+    assert list(load(root, modalities=("nir", "rgb"))["train"].paths) == ["nir", "rgb"]
+    assert len(load(root, modalities=("rgb",))["test"]) == 2
+
+
+def test_fingerprint_follows_files_identities_and_cameras(tmp_path):
+    records = load(write_tree(tmp_path / "a"))["train"]
+    assert records.fingerprint() == load(write_tree(tmp_path / "b"))["train"].fingerprint()  # not the root
+    assert len(records.fingerprint()) == 16
+    others = [
+        load(tmp_path / "a", modalities=("rgb", "nir"))["train"],
+        load(tmp_path / "a", modalities=("rgb", "tir", "nir"))["train"],
+        load(write_tree(tmp_path / "c", train=(*TRAIN, "000140_cam1_0_02")))["train"],
+        records.take(np.array([0, 1, 2, 4, 3])),
+        Records(records.root, records.paths, records.pid, records.camid + 1, records.view),
+        Records(records.root, records.paths, records.pid + 1, records.camid, records.view),
+    ]
+    assert len({x.fingerprint() for x in [records, *others]}) == 7
+
+
+def test_take_keeps_the_rows_together(tmp_path):
+    taken = load(write_tree(tmp_path))["train"].take(np.array([4, 0]))
+    assert taken.pid.tolist() == [140, 3] and taken.camid.tolist() == [12, 1]
+    assert taken.paths["rgb"].tolist() == ["train_171/RGB/000140_cam12_0_02.jpg", "train_171/RGB/000003_cam1_1_07.jpg"]
+
+
+def test_a_file_absent_from_one_folder(tmp_path):
+    root = write_tree(tmp_path)
+    (root / "train_171" / "NI" / "000012_cam1_0_00.jpg").unlink()
+    (root / "train_171" / "RGB" / "000003_cam1_1_07.jpg").unlink()
+    assert "no file 'train_171/RGB/000003_cam1_1_07.jpg'" in refused(root)
+    assert "data.allow_missing_files" in refused(root)
+    train = load(root, allow_missing_files=True)["train"]
+    assert train.has_file().tolist() == [[False, True, True], [True] * 3, [True, False, True], [True] * 3, [True] * 3]
+    assert train.paths["nir"][2] == ""
+
+
+def test_a_row_without_any_file_is_refused():
+    two = np.array([1, 1], np.int32)
+    with pytest.raises(DataError, match="row 1 .identity 1, camera 1. has no picture in any of rgb, nir"):
+        Records("", {"rgb": np.array(["a", ""]), "nir": np.array(["", ""])}, two, two, two)
+    with pytest.raises(ValueError, match="different lengths"):
+        Records("", {"rgb": np.array(["a", "b", "c"])}, two, two, two)
+
+
+def test_no_data_folder(tmp_path):
+    message = refused(tmp_path / "nowhere")
+    assert f"no data folder '{tmp_path}/nowhere'" in message
+    assert f"python -m input_pipeline.synthesize --layout=rgbnt201 --output={tmp_path}/nowhere" in message
+
+
+def test_no_modality_folder(tmp_path):
+    root = write_tree(tmp_path)
+    (root / "train_171" / "NI").rename(root / "train_171" / "NIR")
+    want = f"rgbnt201: no folder 'train_171/NI' under {root}; expected train_171/{{RGB,NI,TI}}"
+    assert refused(root) == want
+    assert refused(root, allow_missing_files=True) == want
+
+
+def test_empty_split(tmp_path):
+    assert "no *.jpg in test/{RGB,NI,TI}" in refused(write_tree(tmp_path, test=()))
+
+
+@pytest.mark.parametrize("name", ["000200_c1_0_00", "20_cam1_0_00", "000200_cam1"])
+def test_file_name_that_says_no_identity(tmp_path, name):
+    message = refused(write_tree(tmp_path, test=(*TEST, name)))
+    assert f"'test/RGB/{name}.jpg'" in message and "000287_cam1_0_05.jpg" in message
+
+
+def test_unknown_modality(tmp_path):
+    with pytest.raises(ValueError, match="data.modalities.*rgbnt201 has rgb, nir, tir"):
+        load(write_tree(tmp_path), modalities=("rgb", "ir"))
+
+
+def test_synthetic_writes_once_and_refuses_other_arguments(tmp_path, monkeypatch):
+    written = []
+
+    def write(output, **arguments):
+        written.append(arguments)
+        write_tree(tmp_path / "syn")
+        (tmp_path / "syn" / "synthesized.json").write_text(json.dumps({"height": 256, "cameras": 4, **arguments}))
+
+    def signature(output, *, layout="rgbnt201", seed=0, height=256, cameras=4):
+        write(output, layout=layout, seed=seed, height=height)
+
+    monkeypatch.setattr(synthetic, "synthesize", signature)
+
+    def read(**options):
+        return synthetic.load(str(tmp_path / "syn"), modalities=ALL, allow_missing_files=False, **options)
+
+    first, second = read(seed=3, height=64), read(seed=3, height=64)
+    assert first["train"].fingerprint() == second["train"].fingerprint()
+    assert len(read()["test"]) == 2  # arguments that are not asked for may be anything
+    assert written == [dict(layout="rgbnt201", seed=3, height=64)]
+    with pytest.raises(DataError, match="was made with seed=3 not 4, height=64 not 128; delete it or choose another"):
+        read(seed=4, height=128, cameras=4)
+    with pytest.raises(ValueError, match="data.options of synthetic: .*'colour'"):
+        read(colour=1)
+    (tmp_path / "syn" / "synthesized.json").unlink()
+    with pytest.raises(DataError, match="no readable synthesized.json"):
+        read(seed=3)
+
+
+def test_synthetic_draws_real_pictures(tmp_path):
+    options = dict(seed=2, num_train_ids=3, num_test_ids=2, cameras=2, images_per_camera=1, height=32)
+    records = synthetic.load(str(tmp_path / "new"), modalities=ALL, allow_missing_files=False, **options)
+    assert len(records["train"]) == 6 and len(records["test"]) == 4
+    with Image.open(records["test"].path("tir", 0)) as image:
+        assert image.size == (16, 32)
+
+
+def test_synthetic_made_by_a_faster_process_is_read(tmp_path, monkeypatch):
+    def synthesize(output, *, layout):
+        write_tree(tmp_path / "syn")
+        (tmp_path / "syn" / "synthesized.json").write_text(json.dumps({"layout": layout}))
+        raise OSError("directory not empty")
+
+    monkeypatch.setattr(synthetic, "synthesize", synthesize)
+    assert len(synthetic.load(str(tmp_path / "syn"), modalities=ALL, allow_missing_files=False)["train"]) == 5
