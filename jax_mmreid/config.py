@@ -69,7 +69,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
                 weight_decay=1e-4,
                 schedule={},  # keyword arguments of optim.warmup_cosine
             ),
-            mesh=dict(data=-1, model=1),  # -1: all remaining devices
+            mesh=dict(data=-1, model=1),  # -1: all devices
             sharding=(),  # ordered (regex, axis names) over params, memory and moments; default: replicated
             evals=ConfigDict(sort_keys=False),  # results and tables keep its order
             best="full/mAP",  # the result that picks the checkpoint kept as best

@@ -16,13 +16,14 @@ from jax_mmreid.config import ConfigError
 
 
 def make_mesh(*, data: int, model: int, devices: list | None = None) -> Mesh:
-    """A mesh of all devices; -1 for one axis means what the other leaves. Raises ConfigError if they do not fit."""
+    """A mesh of the first data x model devices; -1 for `data` takes all there are. Raises ConfigError if too few."""
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    shape = [count // model if data == -1 else data, count // data if model == -1 else model]
-    if shape[0] * shape[1] != count:
-        raise ConfigError(f"mesh of data={data} x model={model} does not fit {count} devices")
-    return Mesh(np.asarray(devices).reshape(shape), ("data", "model"))
+    data = len(devices) // model if data == -1 else data
+    used = data * model
+    # A process without a device in the mesh would have nothing to do, so several processes use all they have.
+    if not 0 < used <= len(devices) or (jax.process_count() > 1 and used != len(devices)):
+        raise ConfigError(f"mesh of data={data} x model={model} does not fit {len(devices)} devices")
+    return Mesh(np.asarray(devices[:used]).reshape(data, model), ("data", "model"))
 
 
 def state_sharding(mesh: Mesh, state: Any, rules: tuple[tuple[str, tuple], ...]) -> Any:

@@ -5,9 +5,14 @@ resume = no stop) and story (training on drawn data ends where it should).
 """
 
 import os
+import tempfile
+
+_CACHE = tempfile.TemporaryDirectory()  # a step that two tests share is compiled once, in subprocesses too
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 import numpy as np
@@ -41,6 +46,7 @@ def tiny_config(folder, row="F", eta="0", **changes) -> ConfigDict:
     config.model.inversion.hidden = 10
     config.optim.lr = dict.fromkeys(config.optim.lr, 1e-3)
     config.optim.schedule.update(warmup=1, reference=1e-3)
+    config.mesh.data = 1
     config.eval_every = 0
     config.save_every = 1
     config.log_every = 2

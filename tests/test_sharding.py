@@ -39,7 +39,7 @@ def one_device(drawn, tmp_path_factory):
 def test_eight_devices_equal_one(one_device, shape, tmp_path):
     config, (state, losses, _) = one_device
     config = config.copy_and_resolve_references()
-    config.mesh.update(data=shape[0], model=shape[1])
+    config.mesh = dict(data=shape[0], model=shape[1])
     other, other_losses, placed = run_steps(config, jax.devices(), tmp_path)
     assert_trees_close(losses, other_losses, atol=1e-5, rtol=1e-5)
     assert_trees_close(state, other, atol=1e-5, rtol=1e-5)
@@ -67,10 +67,12 @@ def test_an_axis_that_does_not_divide_is_named():
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="data=3 x model=2 does not fit 8 devices"):
-        make_mesh(data=3, model=2)
+    assert make_mesh(data=3, model=2).shape == {"data": 3, "model": 2}
+    for data, model in ((5, 2), (0, 2), (-1, 9)):
+        with pytest.raises(ConfigError, match=f"x model={model} does not fit 8 devices"):
+            make_mesh(data=data, model=model)
 
 
 def test_a_batch_that_does_not_divide_is_refused(drawn):
     with pytest.raises(ConfigError, match="= 12 does not divide over 8 devices"):
-        start(tiny_config(drawn, **{"data.instances": 3}), devices=jax.devices())
+        start(tiny_config(drawn, **{"data.instances": 3, "mesh.data": -1}), devices=jax.devices())

@@ -59,7 +59,7 @@ def run(
             sides.append((embedded(side["split"], tuple(side["use"]), options), encoded[side["split"]].columns))
         (query, query_columns), (gallery, gallery_columns) = sides
         scores = ranking.rank(
-            jax.device_get(_squared(query, gallery)),
+            jax.device_get(_squared(*jax.device_put((query, gallery)))),
             query_columns["pid"][:, None] == gallery_columns["pid"][None, :],
             ranking.junk_mask(row["junk"], query_columns, gallery_columns),
         )

@@ -1,0 +1,322 @@
+"""Configs: what their arguments accept, what names a run, and what every file in configs/ builds."""
+
+import importlib.util
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+from conftest import tiny_config
+from flax import traverse_util
+
+from jax_mmreid import experiment, optim
+from jax_mmreid.config import (
+    FREE,
+    ConfigDict,
+    ConfigError,
+    base_config,
+    config_hash,
+    difference,
+    find,
+    flat,
+    missing_evals,
+    parse_arg,
+    parse_eta,
+    to_json,
+)
+from jax_mmreid.recipes import MISS_REID_ROWS
+from jax_mmreid.state import merge
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def load(file, arg=""):
+    """`get_config(arg)` of a config file, loaded by path as the command line does."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def build(config):
+    """The experiment on data of RGBNT201's size: 171 identities, 4 cameras. Shapes only, no array is made."""
+    data = SimpleNamespace(
+        modalities=tuple(config.data.modalities),
+        image_size=tuple(config.data.image_size),
+        pids=tuple(range(171)),
+        cameras=(1, 2, 3, 4),
+        batch_size=64,
+        steps_per_epoch=54,
+    )
+    return experiment.build(config, data, devices=jax.devices()[:1])
+
+
+def count(tree):
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def named(name):
+    return Path(__file__).parent.parent / "configs" / f"{name}.py"
+
+
+
+def test_arguments_take_the_type_of_their_default():
+    arg = parse_arg("row=A,epochs=7,rate=.25,noise=true", row="F", epochs=3, rate=0.5, noise=False, rest="x")
+    assert arg.to_dict() == dict(row="A", epochs=7, rate=0.25, noise=True, rest="x")
+    assert [type(arg[key]) for key in ("epochs", "rate", "noise")] == [int, float, bool]
+
+
+def test_no_argument_leaves_the_defaults():
+    assert parse_arg("", row="F").to_dict() == parse_arg(None, row="F").to_dict() == {"row": "F"}
+
+
+def test_an_unknown_argument_is_refused_with_a_suggestion():
+    with pytest.raises(ConfigError, match="'rwo=A': expected key=value with key one of eta, row; did you mean 'row'"):
+        parse_arg("rwo=A", row="F", eta="0")
+    with pytest.raises(ConfigError, match="'row': expected key=value with key one of eta, row$"):
+        parse_arg("row", row="F", eta="0")
+
+
+@pytest.mark.parametrize("text, kind", [("epochs=many", "int"), ("epochs=1.5", "int"), ("noise=ture", "bool")])
+def test_an_argument_of_another_type_is_refused(text, kind):
+    with pytest.raises(ConfigError, match=rf"{text}'.* is not a {kind}"):
+        parse_arg(text, epochs=3, noise=False)
+
+
+def test_one_rate_counts_for_all_modalities_and_three_for_one_each():
+    assert parse_eta("0.1") == (0.1, 0.1, 0.1)
+    assert parse_eta("0.1/0.3/0.5") == (0.1, 0.3, 0.5)
+    assert parse_eta("0/1", 2) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("0.1/0.2", "has 2 rates, expected one for each of the 3 modalities"),
+        ("0.1/0.2/0.3/0.4", "has 4 rates"),
+        ("half", "eta=half: expected one rate or 3 of them"),
+        ("0.1;0.2;0.3", "expected one rate or 3 of them"),
+        ("", "expected one rate or 3 of them"),
+        ("1.5", r"must lie in \[0, 1\]"),
+        ("0.1/-0.1/0.3", r"must lie in \[0, 1\]"),
+        ("nan", r"must lie in \[0, 1\]"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_eta(text)
+
+
+
+def test_rows_of_three_modalities_are_those_of_the_poster():
+    rows = missing_evals(("rgb", "nir", "tir"), "test", "same_camera")
+    assert list(rows) == ["full", "no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt", "mean_missing"]
+    assert {name: row["query"]["use"] for name, row in rows.items() if "query" in row} == {
+        "full": ("rgb", "nir", "tir"),
+        "no_r": ("nir", "tir"),
+        "no_n": ("rgb", "tir"),
+        "no_t": ("rgb", "nir"),
+        "no_rn": ("tir",),
+        "no_rt": ("nir",),
+        "no_nt": ("rgb",),
+    }
+    assert rows["mean_missing"] == {"mean_of": ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")}
+    for row in list(rows.values())[:-1]:
+        assert row["query"] == row["gallery"] and row["query"]["split"] == "test" and row["junk"] == "same_camera"
+
+
+def test_rows_of_two_modalities_and_of_one():
+    rows = missing_evals(("rgb", "ir"), "test", "same_camera")
+    assert list(rows) == ["full", "no_r", "no_i", "mean_missing"]
+    assert rows["no_r"]["gallery"]["use"] == ("ir",)
+    assert list(missing_evals(("rgb",), "test", "same_camera")) == ["full"]
+
+
+def test_a_prefix_names_rows_with_options_of_their_own():
+    rows = missing_evals(("rgb", "ir"), "test", "same_camera", "zero/", {"completion": "zero"})
+    assert list(rows) == ["zero/full", "zero/no_r", "zero/no_i", "zero/mean_missing"]
+    assert rows["zero/no_i"]["options"] == {"completion": "zero"}
+    assert rows["zero/mean_missing"] == {"mean_of": ("zero/no_r", "zero/no_i")}
+
+
+
+def test_a_name_that_no_module_has_is_answered_with_those_that_exist():
+    assert find("jax_mmreid.methods", "miss_reid").__name__ == "jax_mmreid.methods.miss_reid"
+    with pytest.raises(ConfigError, match="no methods named 'miss_ried'; there are: .*miss_reid"):
+        find("jax_mmreid.methods", "miss_ried")
+
+
+def test_an_import_error_inside_the_found_module_passes_through(tmp_path, monkeypatch):
+    package = tmp_path / "package_of_test_config"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "broken.py").write_text("import a_module_that_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError) as error:
+        find(package.name, "broken")
+    assert error.value.name == "a_module_that_nobody_has"
+
+
+
+def changed(config, key):
+    """A copy of the config in which the field with this dotted key is another."""
+    other = ConfigDict(config.to_dict())
+    *parents, last = key.split(".")
+    inner = other
+    for parent in parents:
+        inner = inner[parent]
+    with inner.ignore_type():
+        inner[last] = "another value"
+    return other
+
+
+def test_every_field_outside_free_changes_the_hash_and_is_named():
+    config = tiny_config("data")
+    fields = [key for key in flat(to_json(config)) if key not in FREE and not key.startswith(("evals.", "mesh."))]
+    assert {"seed", "data.name", "model.image.width", "optim.lr.tower", "phases", "best"} < set(fields)
+    for key in fields:
+        other = changed(config, key)
+        assert config_hash(other) != config_hash(config), key
+        (line,) = difference(to_json(config), other)
+        assert line.startswith(f"{key} (") and line.endswith(" -> another value)")
+
+
+def test_free_fields_change_neither_hash_nor_what_the_workdir_holds():
+    config = tiny_config("data")
+    fields = [key for key in flat(to_json(config)) if key in FREE or key.startswith(("evals.", "mesh."))]
+    assert {"mesh.data", "data.data_dir", "data.threads", "data.eval_batch_size", "eval_every"} < set(fields)
+    assert any(key.startswith("evals.no_r.") for key in fields)
+    for key in fields:
+        other = changed(config, key)
+        assert config_hash(other) == config_hash(config), key
+        assert difference(to_json(config), other) == []
+
+
+def test_a_field_that_only_one_of_two_configs_has_is_named():
+    config = tiny_config("data")
+    saved = to_json(config)
+    del saved["model"]["tau"]
+    assert difference(saved, config) == ["model.tau (None -> 0.05)"]
+
+
+def test_configs_without_difference_have_one_hash():
+    config = tiny_config("data")
+    whole = tiny_config("data")
+    whole.missing.eta = (0, 0, 0)  # as --config.missing.eta=(0,0,0) gives it
+    assert difference(to_json(config), whole) == []
+    assert config_hash(config) == config_hash(whole)
+
+
+def test_json_survives_a_file_and_equals_itself():
+    config = base_config(method="miss_reid", dataset="synthetic")
+    assert to_json(config)["missing"]["eta"] == [0.0, 0.0, 0.0]
+    assert to_json(ConfigDict(to_json(config))) == to_json(config)
+
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_builds_and_watches_a_row_it_has(file):
+    config = load(file)
+    exp = build(config)
+    assert [phase.stop for phase in exp.phases][-1] == config.epochs * 54
+    assert config.best.rpartition("/")[0] in config.evals
+    for row in config.evals.values():
+        assert set(row.get("mean_of", ())) <= set(config.evals)
+
+
+@pytest.mark.parametrize("row", MISS_REID_ROWS)
+def test_the_quickstart_builds_for_every_row(row):
+    config = load(named("quickstart"), f"row={row},eta=0.1/0.3/0.5")
+    assert config.missing.eta == (0.1, 0.3, 0.5)
+    exp = build(config)
+    parts = {"image", "heads"} | ({"structure"} if row in "CDEF" else set())
+    parts |= {"inversion", "prompts"} if row in "EF" else set()
+    assert set(exp.abstract.params) == parts
+    assert set(exp.abstract.frozen) == ({"text"} if row in "EF" else set())
+    assert bool(exp.abstract.memory) == (row in "BDEF")
+    assert len(exp.phases) == (2 if row in "EF" else 1)
+
+
+# The count that is published for row A, and those of the pieces that rows C and E add.
+@pytest.mark.parametrize(
+    "row, trained, frozen",
+    [
+        ("A", 86_407_680, 0),
+        ("B", 86_407_680, 0),
+        ("C", 88_324_608, 0),
+        ("D", 88_324_608, 0),
+        ("E", 89_579_264, 63_428_096),  # CLIP's text tower has one more, its logit scale, which nothing here reads
+        ("F", 89_579_264, 63_428_096),
+    ],
+)
+def test_rgbnt201_has_the_published_number_of_parameters(row, trained, frozen):
+    state = build(load(named("rgbnt201"), f"row={row}")).abstract
+    assert (count(state.params), count(state.frozen)) == (trained, frozen)
+
+
+def test_the_widths_of_the_equations_are_the_other_preset():
+    state = build(load(named("rgbnt201"), "preset=equations")).abstract
+    assert state.params["structure"]["query"].shape == (16, 512)
+    assert state.params["inversion"]["fc_1"]["kernel"].shape == (512, 2048)
+    assert count(state.params) == 89_662_464
+
+
+@pytest.mark.parametrize(
+    "arg, message",
+    [("row=G", "row=G: expected one of A, B, C, D, E, F"), ("preset=x", "expected one of table1, equations")],
+)
+def test_a_row_or_preset_that_does_not_exist_is_refused(arg, message):
+    with pytest.raises(ConfigError, match=message):
+        load(named("rgbnt201"), arg)
+
+
+
+@pytest.fixture(scope="module")
+def row_f():
+    config = load(named("quickstart"))
+    return config, build(config).abstract
+
+
+def test_every_parameter_is_in_the_group_the_paper_gives_it(row_f):
+    config, state = row_f
+    names = traverse_util.flatten_dict(
+        optim.group_names(merge(state.params, state.frozen), config.optim.rules), sep="/"
+    )
+    expected = {
+        "image/block_0/attention/qkv/kernel": "tower",
+        "image/block_1/fc/bias": "tower",
+        "image/ln_post/norm/bias": "tower",
+        "image/projection/kernel": "tower",
+        "image/camera_embedding": "new",
+        "heads/rgb/classifier/kernel": "new",
+        "heads/structure/neck/scale": "new",
+        "structure/query": "new",
+        "structure/ln_query/norm/bias": "new_bias",
+        "inversion/fc_1/kernel": "language",
+        "inversion/fc_2/bias": "language_bias",
+        "heads/text_tir/classifier/kernel": "language",
+        "heads/text_rgb/neck/scale": "language",
+        "prompts": "prompts",
+        "text/token_embedding": "frozen",
+        "text/block_1/attention/out/bias": "frozen",
+        "text/ln_final/norm/bias": "frozen",
+    }
+    assert {path: names[path] for path in expected} == expected
+    assert {path for path, group in names.items() if group == "frozen"} == {x for x in names if x.startswith("text/")}
+    assert {path for path, group in names.items() if group == "tower"} == {
+        x for x in names if x.startswith("image/") and x != "image/camera_embedding"
+    }
+
+
+def test_the_optimizer_holds_two_moments_of_what_is_trained_and_nothing_of_the_text_tower(row_f):
+    _, state = row_f
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert sum(x.size for x in moments) == 2 * count(state.params)
+    paths = [[getattr(key, "key", None) for key in path] for path, _ in jax.tree.leaves_with_path(state.opt_state)]
+    assert any("heads" in path for path in paths) and not any("text" in path for path in paths)
+
+
+def test_a_parameter_that_no_rule_covers_is_named():
+    with pytest.raises(ConfigError, match="every parameter but heads/rgb; add a rule"):
+        optim.group_names({"image": 1, "heads": {"rgb": 2}}, ((r"image", "tower"), (r"rgb", "new")))

@@ -1,0 +1,291 @@
+"""Miss-ReID: what is absent has no influence, each row of Table 1 has its terms, the memory and f~ do what they say."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close, open_tiny, start, tiny_config
+
+from jax_mmreid.config import ConfigError
+from jax_mmreid.methods import miss_reid
+from jax_mmreid.ops import masked
+from jax_mmreid.state import merge, streams
+
+TERMS = {
+    "A": {"triplet", "identity"},
+    "B": {"triplet", "identity", "nce"},
+    "C": {"triplet", "identity", "structure_triplet", "structure_identity"},
+}
+TERMS["D"] = TERMS["B"] | TERMS["C"]
+TERMS["E"] = TERMS["C"] | {"text_triplet", "text_identity", "text_nce"}
+TERMS["F"] = TERMS["D"] | TERMS["E"]
+
+
+def float_batch(rng, rows, modalities, size=(32, 16), classes=12):
+    """A normalised batch in which every row has at least one modality."""
+    present = rng.random((rows, len(modalities))) < 0.6
+    present[np.arange(rows), rng.integers(0, len(modalities), rows)] = True
+    return {
+        "images": {m: jnp.asarray(rng.normal(size=(rows, *size, 3)), jnp.float32) for m in modalities},
+        "present": {m: jnp.asarray(present[:, i]) for i, m in enumerate(modalities)},
+        "label": jnp.asarray(np.repeat(rng.permutation(classes)[: rows // 2], 2), jnp.int32),
+        "camid": jnp.asarray(rng.integers(1, 4, rows), jnp.int32),
+        "index": jnp.arange(rows, dtype=jnp.int32),
+    }
+
+
+def with_pixels_of_absent(batch, value):
+    images = {m: jnp.where(batch["present"][m][:, None, None, None], x, value) for m, x in batch["images"].items()}
+    return batch | {"images": images}
+
+
+@pytest.fixture(scope="module")
+def row_f(drawn):
+    """Method, state with a filled memory, and one jitted loss with gradients, shared by the tests below."""
+    exp, data, state = start(tiny_config(drawn))
+    method = exp.phases[-1].method
+    rng = np.random.default_rng(3)
+    proto = masked.unit(jnp.asarray(rng.normal(size=state.memory["proto"].shape), jnp.float32))
+    state = state.replace(memory={"proto": proto, "has_visual": jnp.ones(proto.shape[:2], bool)})
+
+    @jax.jit
+    def gradients(state, batch):
+        def objective(params):
+            rngs = streams(state.rng, state.step, ("augment", "dropout"))
+            out = method.loss(merge(params, state.frozen), state, batch, rngs)
+            return sum(out.terms.values()), out
+
+        (_, out), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        return out, grads
+
+    return method, state, gradients, jax.jit(lambda v, b: method.encode(v, b))
+
+
+@pytest.mark.parametrize("junk", [np.nan, 1e30, -7.0])
+def test_pixels_of_absent_pictures_change_nothing(row_f, junk):
+    method, state, gradients, encode = row_f
+    batch = float_batch(np.random.default_rng(0), 10, method.modalities)
+    clean, dirty = (with_pixels_of_absent(batch, value) for value in (0.0, junk))
+    assert_trees_close(gradients(state, clean), gradients(state, dirty), atol=0)
+    assert_trees_close(encode(state.variables, clean), encode(state.variables, dirty), atol=0)
+
+
+def test_a_modality_absent_everywhere_leaves_no_trace(row_f):
+    method, state, gradients, _ = row_f
+    batch = float_batch(np.random.default_rng(1), 10, method.modalities)
+    present = batch["present"] | {"nir": jnp.zeros(10, bool), "rgb": jnp.ones(10, bool)}
+    out, grads = gradients(state, with_pixels_of_absent(batch | {"present": present}, np.nan))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((out, grads)))
+    assert_trees_close(out.updates["batch_stats"]["heads"]["nir"], state.batch_stats["heads"]["nir"], atol=0)
+    np.testing.assert_array_equal(out.updates["memory"]["proto"][1], state.memory["proto"][1])
+    assert np.abs(out.updates["memory"]["proto"][0] - state.memory["proto"][0]).max() > 0.01
+    assert not any(np.any(g) for g in jax.tree.leaves(grads["heads"]["nir"]))
+
+
+def test_a_key_that_is_missing_equals_a_mask_that_is_false(row_f):
+    method, state, _, encode = row_f
+    batch = float_batch(np.random.default_rng(2), 10, method.modalities)
+    batch["present"] = {m: jnp.full(10, m != "tir") for m in method.modalities}
+    fewer = batch | {key: {m: x for m, x in batch[key].items() if m != "tir"} for key in ("images", "present")}
+    use = method.modalities
+    full, short = (method.embed(state.variables, encode(state.variables, b), use) for b in (batch, fewer))
+    np.testing.assert_allclose(full, short, atol=2e-6)
+
+
+def test_a_batch_of_other_modalities_is_refused(row_f):
+    method, state, _, _ = row_f
+    batch = {"images": {"ir": jnp.zeros((2, 32, 16, 3))}, "present": {"ir": jnp.ones(2, bool)}}
+    with pytest.raises(ValueError, match=r"the batch has \['ir'\], the method reads \['rgb', 'nir', 'tir'\]"):
+        method.encode(state.variables, batch)
+
+
+@pytest.mark.parametrize("row", "ABCDEF")
+def test_every_row_of_table_1_has_its_terms(drawn, row):
+    exp, data, _ = start_shapes(tiny_config(drawn, row=row))
+    early, late = (
+        jax.eval_shape(loss_of(phase.method), exp.abstract, float_batch(np.random.default_rng(0), 8, data.modalities))
+        for phase in (exp.phases[0], exp.phases[-1])
+    )
+    assert set(late.terms) == TERMS[row]
+    assert set(early.terms) == {name for name in TERMS[row] if not name.startswith("text_")}
+    assert bool(late.updates["memory"]) == (row in "BDEF")
+
+
+def test_without_a_passive_memory_row_e_has_no_text_contrast(drawn):
+    exp, data, _ = start_shapes(tiny_config(drawn, row="E", **{"model.memory.passive": False}))
+    batch = float_batch(np.random.default_rng(0), 8, data.modalities)
+    out = jax.eval_shape(loss_of(exp.phases[-1].method), exp.abstract, batch)
+    assert set(out.terms) == TERMS["E"] - {"text_nce"} and not out.updates["memory"]
+
+
+def test_embeddings_are_unit_and_blocks_of_missing_modalities_are_filled(row_f):
+    method, state, _, encode = row_f
+    batch = float_batch(np.random.default_rng(4), 10, method.modalities)
+    batch["present"] = {m: jnp.ones(10, bool) for m in method.modalities}
+    features = encode(state.variables, batch)
+    zero = dataclasses.replace(method, completion="zero")
+    text, empty, full, full_zero = (
+        np.asarray(m.embed(state.variables, features, use)).reshape(10, 3, -1)
+        for m, use in [
+            (method, ("rgb", "tir")),
+            (zero, ("rgb", "tir")),
+            (method, method.modalities),
+            (zero, method.modalities),
+        ]
+    )
+    for vectors in (text, empty, full):
+        np.testing.assert_allclose(np.linalg.norm(vectors.reshape(10, -1), axis=1), 1, atol=1e-6)
+    assert np.abs(text[:, 1]).max(axis=-1).min() > 0 and not empty[:, 1].any()
+    np.testing.assert_array_equal(full, full_zero)  # nothing is missing, so text has no part in it
+    np.testing.assert_allclose(full.reshape(10, -1), masked.unit(features["feats"].reshape(10, -1)), atol=1e-7)
+
+
+def test_a_mask_at_test_equals_a_modality_out_of_use(row_f):
+    method, state, _, encode = row_f
+    batch = float_batch(np.random.default_rng(5), 10, method.modalities)
+    batch["present"] = {m: jnp.ones(10, bool) for m in method.modalities}
+    masked_out = batch | {"present": batch["present"] | {"rgb": jnp.zeros(10, bool)}}
+    a = method.embed(state.variables, encode(state.variables, batch), ("nir", "tir"))
+    b = method.embed(state.variables, encode(state.variables, masked_out), method.modalities)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_completion_uses_the_structure_of_available_pictures_only(row_f):
+    method, state, _, encode = row_f
+    features = encode(state.variables, float_batch(np.random.default_rng(6), 10, method.modalities))
+    features["present"] = jnp.ones((10, 3), bool)
+    other = features | {"structure": features["structure"].at[:, 2].set(9.0)}
+    a, b = (method.embed(state.variables, f, ("rgb", "nir")) for f in (features, other))
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - method.embed(state.variables, other, ("rgb", "tir"))).max() > 1e-3
+
+
+def test_text_writes_only_prototypes_without_any_picture(row_f):
+    method, state, gradients, _ = row_f
+    batch = float_batch(np.random.default_rng(7), 10, method.modalities)
+    unseen, seen_elsewhere = (int(batch["label"][row]) for row in (0, 2))  # rows come in pairs of one identity
+    present = {m: x.at[:4].set(m != "tir") for m, x in batch["present"].items()}
+    bank = {
+        "proto": state.memory["proto"].at[2, unseen].set(0.0),
+        "has_visual": state.memory["has_visual"].at[2, unseen].set(False),
+    }
+    out, _ = gradients(state.replace(memory=bank), batch | {"present": present})
+    thermal = np.asarray(out.updates["memory"]["proto"][2])
+    np.testing.assert_allclose(np.linalg.norm(thermal[unseen]), 1, atol=1e-6)
+    np.testing.assert_array_equal(thermal[seen_elsewhere], bank["proto"][2, seen_elsewhere])
+
+
+def test_the_loss_reads_the_memory_before_or_after_its_update(row_f):
+    method, state, _, _ = row_f
+    batch = float_batch(np.random.default_rng(8), 10, method.modalities)
+    first = dataclasses.replace(method, memory_order="before_loss", text_terms=False)
+    last = dataclasses.replace(first, memory_order="after_loss")
+    a, b = (jax.jit(loss_of(m))(state, batch) for m in (first, last))
+    np.testing.assert_array_equal(a.updates["memory"]["proto"], b.updates["memory"]["proto"])
+    assert a.terms["nce"] < b.terms["nce"]  # the updated prototypes lie nearer to these very features
+    again = jax.jit(loss_of(last))(state.replace(memory=a.updates["memory"]), batch)
+    np.testing.assert_allclose(a.terms["nce"], again.terms["nce"], rtol=1e-6)
+
+
+def test_an_epoch_mean_moves_the_memory_at_the_end_of_an_epoch_only(drawn):
+    exp, data, state = start(tiny_config(drawn, row="B", **{"model.memory.update": "per_epoch_mean"}))
+    step = jax.jit(loss_of(exp.phases[0].method))
+    rng = np.random.default_rng(9)
+    for number in range(data.steps_per_epoch):
+        assert not np.any(state.memory["proto"])
+        out = step(state.replace(step=jnp.int32(number)), float_batch(rng, 8, data.modalities))
+        state = state.replace(memory=out.updates["memory"])
+    assert np.any(state.memory["proto"]) and not np.any(state.memory["counts"])
+
+
+def test_the_first_pass_averages_unit_features_of_shown_pictures(drawn):
+    config = tiny_config(drawn, row="B", eta="0.5", **{"data.eval_batch_size": 10})
+    exp, data, state = start(config)
+    method = exp.phases[0].method
+    sums, seen = np.zeros(state.memory["proto"].shape), np.zeros(state.memory["has_visual"].shape, bool)
+    batches = []
+    for batch in data.split("train"):
+        batches.append(batch | {"images": {m: x / np.float32(127.5) - 1 for m, x in batch["images"].items()}})
+        features = jax.device_get(method.encode(state.variables, batches[-1]))
+        for i in np.flatnonzero(batch["valid"]):
+            for m in np.flatnonzero(features["present"][i]):
+                f = features["feats"][i, m]
+                sums[m, batch["label"][i]] += f / np.linalg.norm(f)
+                seen[m, batch["label"][i]] = True
+    bank = method.begin(state, batches).memory
+    np.testing.assert_array_equal(bank["has_visual"], seen)
+    norms = np.linalg.norm(sums, axis=-1, keepdims=True)
+    np.testing.assert_allclose(bank["proto"], sums / np.where(norms > 0, norms, 1), atol=2e-6)
+
+
+def test_gradients_of_the_text_terms_reach_the_image_tower_unless_detached(row_f):
+    method, state, _, _ = row_f
+    batch = float_batch(np.random.default_rng(10), 6, method.modalities)
+
+    def reach(method):
+        def text_loss(image):
+            params = merge(state.params | {"image": image}, state.frozen)
+            rngs = streams(state.rng, state.step, ("dropout",))
+            return method.loss(params, state, batch, rngs).terms["text_identity"]
+
+        return max(
+            float(jnp.abs(g).max()) for g in jax.tree.leaves(jax.jit(jax.grad(text_loss))(state.params["image"]))
+        )
+
+    assert reach(method) > 0
+    assert reach(dataclasses.replace(method, detach_structure=True)) == 0
+
+
+def test_a_zero_image_may_stand_in_for_a_missing_picture(drawn):
+    exp, data, state = start(tiny_config(drawn, row="A", **{"model.missing_fill": "encode_zero_image"}))
+    method = exp.phases[0].method
+    batch = float_batch(np.random.default_rng(11), 6, method.modalities)
+    batch["present"] = {m: jnp.ones(6, bool) for m in method.modalities}
+    grey = batch | {"images": batch["images"] | {"nir": jnp.zeros((6, 32, 16, 3))}}
+    a = method.embed(state.variables, method.encode(state.variables, batch), ("rgb", "tir"))
+    b = method.embed(state.variables, method.encode(state.variables, grey), method.modalities)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_part_norm_gives_every_part_the_same_weight(row_f):
+    method, state, _, encode = row_f
+    batch = float_batch(np.random.default_rng(12), 6, method.modalities)
+    parts = dataclasses.replace(method, part_norm=True).embed(
+        state.variables, encode(state.variables, batch), method.modalities
+    )
+    np.testing.assert_allclose(np.linalg.norm(parts.reshape(6, 3, -1), axis=-1), 3**-0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.iosm": False}, "model.ldmmc needs model.iosm"),
+        ({"model.structure.tokens": "all"}, "model.structure.tokens='all': expected one of pre_proj, proj"),
+        ({"model.memory.update": "often"}, "model.memory.update='often': expected one of"),
+        ({"model.memory.order": "never"}, "model.memory.order='never': expected one of"),
+        ({"model.missing_fill": "noise"}, "model.missing_fill='noise': expected one of"),
+        ({"model.template_kind": "dog"}, "model.template_kind='dog': expected one of person, vehicle"),
+        ({"model.dtype": "int8"}, "model.dtype='int8': expected one of"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(drawn, changes, message):
+    config = tiny_config(drawn, **changes)
+    with pytest.raises(ConfigError, match=message):
+        miss_reid.create(open_tiny(config), **config.model.to_dict())
+
+
+def start_shapes(config):
+    """`start` without running the initialiser: the state is its shapes."""
+    from jax_mmreid import experiment
+
+    data = open_tiny(config)
+    exp = experiment.build(config, data, devices=jax.devices()[:1])
+    return exp, data, exp.abstract
+
+
+def loss_of(method):
+    return lambda state, batch: method.loss(
+        merge(state.params, state.frozen), state, batch, streams(state.rng, state.step, ("dropout",))
+    )

@@ -1,0 +1,190 @@
+"""Training as a whole: the loop goes on without a seam, freezes what it must, stops when it must, and learns."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from conftest import assert_trees_close, open_tiny, start, tiny_config
+
+from jax_mmreid import evaluate, experiment, train
+from jax_mmreid.batch import DataError
+from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.config import ConfigError
+from jax_mmreid.methods.miss_reid import MissReID
+
+
+def last_state(config, workdir, data=None):
+    exp = experiment.build(config, data or open_tiny(config))
+    with Checkpoints(workdir) as checkpoints:
+        return jax.device_get(checkpoints.restore(checkpoints.last(), exp.abstract))
+
+
+@pytest.fixture(scope="module")
+def run(drawn, tmp_path_factory):
+    """A run of three epochs with half of all pictures missing, text terms in the last; traces counted."""
+    config = tiny_config(drawn, eta="0.5")
+    workdir = tmp_path_factory.mktemp("run")
+    traces = []
+    original = MissReID.loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MissReID, "loss", lambda self, *args: traces.append(self.text_terms) or original(self, *args))
+        train.train(config, workdir, open_tiny(config))
+    return config, workdir, traces
+
+
+def test_half_of_all_pictures_missing_trains_without_nan(run):
+    config, workdir, _ = run
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 3 * open_tiny(config).steps_per_epoch
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    assert lines[-1]["present"] < 0.8
+    state = last_state(config, workdir)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_a_step_is_traced_once_per_phase(run):
+    assert run[2] == [False, True]
+
+
+def test_the_text_tower_never_moves_and_the_language_side_waits(run, tmp_path):
+    config, workdir, _ = run
+    exp, data, initial = start(config)
+    after = last_state(config, workdir)
+    assert_trees_close(initial.frozen, after.frozen, atol=0)
+    for part in ("prompts", "inversion"):
+        assert any(
+            np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (initial.params[part], after.params[part])))
+        )
+
+    step = train.compile_step(config, exp, exp.phases[0])
+    state = initial
+    for batch in data.train(0, 3):
+        state, _ = step(state, train.sharding.to_global(batch, exp.mesh))
+    _, _, untouched = start(config)
+    language = ("prompts", "inversion")
+    for part in language:
+        assert_trees_close(untouched.params[part], state.params[part], atol=0)
+    heads = [name for name in state.params["heads"] if name.startswith("text_")]
+    assert len(heads) == 3
+    for name in heads:
+        assert_trees_close(untouched.params["heads"][name], state.params["heads"][name], atol=0)
+    assert (
+        np.abs(
+            untouched.params["heads"]["rgb"]["classifier"]["kernel"]
+            - state.params["heads"]["rgb"]["classifier"]["kernel"]
+        ).max()
+        > 0
+    )
+
+
+@pytest.mark.parametrize("stop_after", [4, 20])
+def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(run, tmp_path, stop_after):
+    config, workdir, _ = run
+    data = open_tiny(config)
+
+    class Interrupted:
+        """The same data; SIGTERM arrives while batch `stop_after` is being worked on."""
+
+        def __getattr__(self, name):
+            return getattr(data, name)
+
+        def train(self, first, stop):
+            for number, batch in enumerate(data.train(first, stop), first):
+                if number == stop_after:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    with pytest.raises(train.PreemptedError, match=rf"stopped at step {stop_after + 1} of 2\d and saved"):
+        train.train(config, tmp_path, Interrupted())
+    train.train(config, tmp_path, data)
+    assert_trees_close(last_state(config, workdir), last_state(config, tmp_path), atol=0)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(run, tmp_path):
+    config, workdir, _ = run
+    train.train(config, tmp_path / "same", open_tiny(config))
+    assert_trees_close(last_state(config, workdir), last_state(config, tmp_path / "same"), atol=0)
+    other = tiny_config(config.data.data_dir, eta="0.5", seed=2)
+    train.train(other, tmp_path / "other", open_tiny(other))
+    a, b = last_state(config, workdir), last_state(other, tmp_path / "other")
+    assert np.abs(a.params["image"]["class_embedding"] - b.params["image"]["class_embedding"]).max() > 1e-3
+
+
+def test_a_finished_run_has_nothing_left_to_do(run):
+    config, workdir, _ = run
+    before = (workdir / "metrics.jsonl").read_text()
+    train.train(config, workdir, open_tiny(config))
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_workdir_of_another_config_is_refused(run):
+    config, workdir, _ = run
+    other = tiny_config(config.data.data_dir, eta="0.5", **{"model.tau": 0.1})
+    with pytest.raises(ConfigError, match=r"another config: model.tau \(0.05 -> 0.1\); choose another --workdir"):
+        train.train(other, workdir, open_tiny(other))
+
+
+def test_a_workdir_of_other_files_is_refused(run, tmp_path):
+    config, workdir, _ = run
+    shutil.copytree(config.data.data_dir, tmp_path / "copy")
+    for folder in ("RGB", "NI", "TI"):
+        sorted((tmp_path / "copy" / "train_171" / folder).iterdir())[0].unlink()
+    moved = tiny_config(tmp_path / "copy", eta="0.5")
+    with pytest.raises(DataError, match="was trained on other files or masks"):
+        train.train(moved, workdir, open_tiny(moved))
+
+
+def test_masks_are_kept_beside_the_run_and_can_be_used_again(run):
+    config, workdir, _ = run
+    again = tiny_config(config.data.data_dir, **{"missing.mask_file": str(workdir / "masks.npz")})
+    np.testing.assert_array_equal(open_tiny(again).present_train, open_tiny(config).present_train)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(drawn, tmp_path):
+    config = tiny_config(drawn, row="A", **{"weights.triplet": float("nan")})
+    with pytest.raises(train.NonFiniteError, match="step 2: .*loss=nan"):
+        train.train(config, tmp_path, open_tiny(config))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.last() is None
+
+
+def test_a_term_without_a_weight_is_an_error(drawn, tmp_path):
+    config = tiny_config(drawn, row="A")
+    with config.unlocked():
+        del config.weights["identity"]
+    with pytest.raises(KeyError, match="identity"):
+        train.train(config, tmp_path, open_tiny(config))
+
+
+def test_evaluation_in_training_is_logged_and_picks_the_best(drawn, tmp_path):
+    config = tiny_config(drawn, row="A", epochs=2, eval_every=1)
+    train.train(config, tmp_path, open_tiny(config))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line["full/mAP"] for line in lines if "full/mAP" in line}
+    per_epoch = open_tiny(config).steps_per_epoch
+    assert sorted(measured) == [per_epoch, 2 * per_epoch]
+    result = evaluate.evaluate(config, tmp_path, open_tiny(config), step="best")
+    assert result["step"] == max(measured, key=lambda step: (measured[step], step))
+    assert result["evals"]["full"]["mAP"] == pytest.approx(measured[result["step"]], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_people_it_has_never_seen(tmp_path):
+    spec = importlib.util.spec_from_file_location("quickstart", "configs/quickstart.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.data.data_dir = str(tmp_path / "drawn")
+    data = open_tiny(config)
+    train.train(config, tmp_path / "run", data)
+    evals = evaluate.evaluate(config, tmp_path / "run", data)["evals"]
+    assert evals["full"]["mAP"] >= 0.80
+    assert evals["mean_missing"]["mAP"] >= 0.45
+    assert evals["full"]["mAP"] > evals["mean_missing"]["mAP"] > evals["no_rn"]["mAP"]
