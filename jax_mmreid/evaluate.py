@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from jax_mmreid import evaluators, experiment
+from jax_mmreid import __version__, evaluators, experiment
 from jax_mmreid.batch import Data
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, config_hash, difference
@@ -21,7 +21,7 @@ from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, config_hash, dif
 log = logging.getLogger(__name__)
 
 COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "mINP": "mINP"}
-PACKAGES = ("jax-mmreid", "jax", "flax", "numpy")
+PACKAGES = ("jax", "flax", "numpy")
 
 
 def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "last") -> dict:
@@ -47,7 +47,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "l
         "step": number,
         "which": step,
         "config_hash": config_hash(config),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {"jax_mmreid": __version__} | {name: version(name) for name in PACKAGES},
         "command": shlex.join(["python", "-m", "jax_mmreid.main", *sys.argv[1:]]),
         "seconds": round(time.monotonic() - begin, 2),
         "evals": rows,

@@ -60,7 +60,6 @@ def named(name):
     return Path(__file__).parent.parent / "configs" / f"{name}.py"
 
 
-
 def test_arguments_take_the_type_of_their_default():
     arg = parse_arg("row=A,epochs=7,rate=.25,noise=true", row="F", epochs=3, rate=0.5, noise=False, rest="x")
     assert arg.to_dict() == dict(row="A", epochs=7, rate=0.25, noise=True, rest="x")
@@ -108,7 +107,6 @@ def test_rates_that_cannot_be_are_refused(text, message):
         parse_eta(text)
 
 
-
 def test_rows_of_three_modalities_are_those_of_the_poster():
     rows = missing_evals(("rgb", "nir", "tir"), "test", "same_camera")
     assert list(rows) == ["full", "no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt", "mean_missing"]
@@ -140,7 +138,6 @@ def test_a_prefix_names_rows_with_options_of_their_own():
     assert rows["zero/mean_missing"] == {"mean_of": ("zero/no_r", "zero/no_i")}
 
 
-
 def test_a_name_that_no_module_has_is_answered_with_those_that_exist():
     assert find("jax_mmreid.methods", "miss_reid").__name__ == "jax_mmreid.methods.miss_reid"
     with pytest.raises(ConfigError, match="no methods named 'miss_ried'; there are: .*miss_reid"):
@@ -156,7 +153,6 @@ def test_an_import_error_inside_the_found_module_passes_through(tmp_path, monkey
     with pytest.raises(ModuleNotFoundError) as error:
         find(package.name, "broken")
     assert error.value.name == "a_module_that_nobody_has"
-
 
 
 def changed(config, key):
@@ -214,7 +210,6 @@ def test_json_survives_a_file_and_equals_itself():
     assert to_json(ConfigDict(to_json(config))) == to_json(config)
 
 
-
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_builds_and_watches_a_row_it_has(file):
     config = load(file)
@@ -269,7 +264,6 @@ def test_the_widths_of_the_equations_are_the_other_preset():
 def test_a_row_or_preset_that_does_not_exist_is_refused(arg, message):
     with pytest.raises(ConfigError, match=message):
         load(named("rgbnt201"), arg)
-
 
 
 @pytest.fixture(scope="module")

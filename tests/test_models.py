@@ -382,7 +382,7 @@ def test_the_neck_equals_pytorch_on_the_rows_that_exist(torch, where):
         close(stats["var"], reference.running_var, 1e-5)
     x = normal(9, 7, 5)
     y, after = neck(x, where, stats, scale, train=False)
-    close(y, reference.eval()(torch.tensor(x)).detach(), 1e-5)
+    close(y[where], reference.eval()(torch.tensor(x[where])).detach(), 1e-5)
     np.testing.assert_array_equal(after["mean"], stats["mean"])
 
 

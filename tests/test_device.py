@@ -1,0 +1,50 @@
+"""What only an accelerator can show: the step agrees with the CPU's, and the published size trains in bfloat16.
+
+JAX_PLATFORMS=cuda,cpu python -m pytest -m device tests/test_device.py
+"""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import assert_trees_close, open_tiny, tiny_config
+
+from jax_mmreid import experiment, train
+from jax_mmreid.sharding import to_global
+
+pytestmark = pytest.mark.device
+
+
+def updates(config, device, steps=3):
+    """Losses and memory after some steps of the last phase on one device."""
+    data = open_tiny(config)
+    exp = experiment.build(config, data, devices=[device])
+    state = exp.create(jax.device_put(jax.random.PRNGKey(0), device))
+    step, losses = train.compile_step(config, exp, exp.phases[-1]), []
+    for batch in data.train(0, steps):
+        state, scalars = step(state, to_global(batch, exp.mesh))
+        losses.append(jax.device_get(scalars))
+    return losses, jax.device_get(state.memory)
+
+
+def test_the_accelerator_agrees_with_the_cpu(drawn):
+    config = tiny_config(drawn, eta="0.3", **{"optim.eps": 1e-3})
+    with jax.default_matmul_precision("highest"):
+        (here, memory), (there, reference) = (updates(config, d) for d in (jax.devices()[0], jax.devices("cpu")[0]))
+    assert_trees_close(here, there, atol=1e-3, rtol=1e-3)
+    assert_trees_close(memory, reference, atol=1e-3)
+
+
+def test_the_published_size_trains_in_bfloat16(drawn):
+    path = Path(__file__).parent.parent / "configs" / "rgbnt201.py"
+    spec = importlib.util.spec_from_file_location("rgbnt201", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("eta=0.3")
+    tiny = tiny_config(drawn)
+    config.data.update(name="synthetic", data_dir=tiny.data.data_dir, options=tiny.data.options)
+    config.model.dtype = "bfloat16"
+    losses, memory = updates(config, jax.devices()[0])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((losses, memory)))
