@@ -2,7 +2,9 @@
 
 python -m jax_mmreid.main --config=configs/quickstart.py --workdir=runs/quickstart
 python -m jax_mmreid.main --config=configs/quickstart.py:row=A,eta=0.5 --workdir=runs/quickstart_a
+python -m jax_mmreid.main --config=configs/quickstart.py:dataset=rgbnt201 --config.data.data_dir=FOLDER --workdir=...
 
+row, eta, modalities: as in rgbnt201.py. dataset: synthetic, or rgbnt201 for a folder of your own in that layout.
 The pictures are drawn into data/synthetic on first use: 96 training and 32 test identities, 4 cameras, 2 triples
 each. Weights start at random, the text tower's too, so text features carry no meaning here; see README.md.
 """
@@ -12,10 +14,11 @@ from jax_mmreid.recipes import miss_reid, miss_reid_weights
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, row="F", eta="0")
-    config = miss_reid("synthetic", epochs=9, text_epoch=5, **arg)
-    config.data.data_dir = "data/synthetic"
-    config.data.options = dict(seed=0, num_train_ids=96, num_test_ids=32, cameras=4, images_per_camera=2, height=64)
+    arg = parse_arg(arg, row="F", eta="0", modalities="rgb/nir/tir", dataset="synthetic")
+    config = miss_reid(epochs=9, text_epoch=5, **arg)
+    config.data.data_dir = f"data/{arg.dataset}"
+    if arg.dataset == "synthetic":
+        config.data.options = dict(seed=0, num_train_ids=96, num_test_ids=32, cameras=4, images_per_camera=2, height=64)
     config.data.image_size = (64, 32)
     config.data.instances = 4
     config.aug.update(pad=3, erase=0.0)

@@ -7,6 +7,7 @@ Saving is asynchronous; a checkpoint is complete or invisible. Restoring needs a
 the device count may change between two runs, and reads no optimizer state if the target has none.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path):
         self.folder = Path(workdir).absolute()
-        best = BestN(get_metric_fn=_watched, n=1, keep_checkpoints_without_metrics=False)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(1), best]), best_fn=_watched, best_mode="max"
-        )
+        keep = AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=_watched, n=1)])
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_watched, best_mode="max")
         self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -45,7 +44,7 @@ class Checkpoints:
         """Starts writing `state`; `watched` is the number that picks the best checkpoint, if it was measured."""
         items = {name: ocp.args.StandardSave(_fields(state, name)) for name in ITEMS}
         args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
-        self.manager.save(step, args=args, metrics=None if watched is None else {WATCHED: watched})
+        self.manager.save(step, args=args, metrics={WATCHED: -math.inf if watched is None else watched})
 
     def save_frozen(self, frozen: Any) -> None:
         """Writes the frozen parameters; does nothing for a method that has none."""
@@ -59,7 +58,8 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the highest watched number, None if none was measured."""
-        return self.manager.best_step()
+        step = self.manager.best_step()
+        return None if step is None or _watched(self.manager.metrics(step)) == -math.inf else step
 
     def steps(self) -> list[int]:
         """Every complete step, ascending."""

@@ -27,6 +27,7 @@ FREE = (
     "data.eval_batch_size",
 )
 
+BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 LETTERS = {"rgb": "r", "nir": "n", "tir": "t", "ir": "i"}
 
 
@@ -93,8 +94,8 @@ def parse_arg(arg: str, **defaults) -> ConfigDict:
             )
         kind = type(defaults[key])
         try:
-            values[key] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
-        except ValueError:
+            values[key] = BOOLS[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
             raise ConfigError(f"config argument {item!r}: {text!r} is not a {kind.__name__}") from None
     return ConfigDict(values)
 
@@ -157,7 +158,8 @@ def to_json(config: ConfigDict) -> dict:
 def config_hash(config: ConfigDict) -> str:
     """Twelve hexadecimal digits that name the config up to the fields in FREE."""
     fixed = {k: v for k, v in flat(to_json(config)).items() if not _is_free(k)}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12]
+    same = json.loads(json.dumps(fixed), parse_int=float)  # 0 and 0.0 are one rate, as `difference` has it
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def difference(saved: dict, config: ConfigDict) -> list[str]:

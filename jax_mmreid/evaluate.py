@@ -38,6 +38,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "l
     if changed:
         raise ConfigError(f"workdir {workdir} holds a run of another config: {'; '.join(changed[:3])}")
     exp = experiment.build(config, data)
+    evaluators.check(config, data)
     with Checkpoints(workdir) as checkpoints:
         number = _choose(checkpoints, step)
         state = checkpoints.restore(number, exp.abstract.replace(opt_state=None, rng=None))

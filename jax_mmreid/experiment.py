@@ -56,7 +56,10 @@ def build(config: ConfigDict, data: Data, devices: list | None = None) -> Experi
         step = jnp.zeros((), jnp.int32)
         return TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state, rng=rng, **variables)
 
-    shapes = jax.eval_shape(init, jax.random.PRNGKey(0))
+    try:
+        shapes = jax.eval_shape(init, jax.random.PRNGKey(0))
+    except ValueError as error:  # sizes that do not go together
+        raise ConfigError(f"config.model does not fit the data: {str(error).splitlines()[0]}") from error
     shardings = sharding.state_sharding(mesh, shapes, config.sharding)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return Experiment(mesh, phases, jax.jit(init, out_shardings=shardings), abstract)

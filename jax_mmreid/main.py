@@ -65,11 +65,19 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         for flag in (CONFIG, WORKDIR):
-            if flag.value is None:
+            if not flag.value:
                 raise ConfigError(f"--{flag.name} is required; see python -m jax_mmreid.main --help")
+        CONFIG.value.to_dict()  # a file that could not be loaded says so when it is first used
         return rest
-    except (flags.Error, ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(_fail(2, error))
+    except (flags.Error, ConfigError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        sys.exit(_fail(2, _reason(error)))
+
+
+def _reason(error: Exception) -> object:
+    """ml_collections wraps one exception in another, and a KeyError prints its message in quotes and escapes."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    return error.args[0] if isinstance(error, KeyError) and error.args else error
 
 
 def _fail(code: int, error: object) -> int:

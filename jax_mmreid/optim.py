@@ -96,13 +96,14 @@ def make_optimizer(
     eps: float,
     weight_decay: float,
 ) -> optax.GradientTransformation:
-    """Adam over the groups in `schedules`, of which only `active` move; raises ConfigError for an unknown group.
+    """Adam over the groups in `schedules`, of which only `active` move; raises ConfigError for another group.
 
     The state has the same structure whatever is active, so phases share it.
     """
-    unknown = sorted(active - schedules.keys())
-    if unknown:
-        raise ConfigError(f"phases train {', '.join(unknown)}, optim.lr has {', '.join(sorted(schedules))}")
+    for source, groups in (("phases train", active), ("optim.rules name", {name for _, name in rules} - {"frozen"})):
+        unknown = sorted(groups - schedules.keys())
+        if unknown:
+            raise ConfigError(f"{source} {', '.join(unknown)}, optim.lr has {', '.join(sorted(schedules))}")
     adam = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_adam(b1, b2, eps))
     labels = lambda params: group_names(params, rules)  # noqa: E731
     moments = {group: adam if group in active else _hold(adam) for group in schedules}

@@ -1,6 +1,6 @@
 """The published recipe of each method as config fields: what the configs of its datasets share."""
 
-from jax_mmreid.config import ConfigDict, ConfigError, base_config, missing_evals, parse_eta
+from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, base_config, missing_evals, parse_eta
 
 # Rows of the Miss-ReID poster's Table 1: (bhipr, iosm, ldmmc).
 MISS_REID_ROWS = {
@@ -30,19 +30,31 @@ TOWER_SHARDING = (
 
 
 def miss_reid(
-    dataset: str, *, row: str = "F", eta: str = "0", preset: str = "table1", epochs: int = 50, text_epoch: int = 21
+    dataset: str,
+    *,
+    row: str = "F",
+    eta: str = "0",
+    modalities: str = "rgb/nir/tir",
+    preset: str = "table1",
+    epochs: int = 50,
+    text_epoch: int = 21,
 ) -> ConfigDict:
     """Miss-ReID as published (Section 4.2): ViT-B/16, Adam, 50 epochs, text terms from epoch `text_epoch` (1-based) on.
 
-    `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `preset` names the
-    widths. Raises ConfigError for a row, preset or rate that does not exist.
+    `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `modalities` those that
+    are used at all, `preset` names the widths. Raises ConfigError for a row, preset, modality or rate that does not
+    exist.
     """
     for name, value, choices in (("row", row, MISS_REID_ROWS), ("preset", preset, MISS_REID_PRESETS)):
         if value not in choices:
             raise ConfigError(f"{name}={value}: expected one of {', '.join(choices)}")
+    names = tuple(modalities.split("/"))
+    if not set(names) <= LETTERS.keys() or len(set(names)) != len(names):
+        raise ConfigError(f"modalities={modalities}: expected some of {'/'.join(LETTERS)}, each once")
     config = base_config(method="miss_reid", dataset=dataset)
+    config.data.modalities = names
     config.epochs = epochs
-    config.missing.eta = parse_eta(eta, len(config.data.modalities))
+    config.missing.eta = parse_eta(eta, len(names))
     bhipr, iosm, ldmmc = MISS_REID_ROWS[row]
     widths = MISS_REID_PRESETS[preset]
     config.model = dict(
@@ -93,11 +105,9 @@ def miss_reid(
         (r"classifier/kernel$", ("model", None)),
         (r"memory/(proto|sums)$", (None, None, "model")),
     )
-    config.evals.update(missing_evals(config.data.modalities, "test", "same_camera"))
+    config.evals.update(missing_evals(names, "test", "same_camera"))
     if ldmmc:  # the same weights with zero blocks in place of the text features
-        config.evals.update(
-            missing_evals(config.data.modalities, "test", "same_camera", "zero/", {"completion": "zero"})
-        )
+        config.evals.update(missing_evals(names, "test", "same_camera", "zero/", {"completion": "zero"}))
     return config
 
 

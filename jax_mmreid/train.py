@@ -83,8 +83,9 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
     """
     workdir = Path(workdir)
     first = jax.process_index() == 0
-    _claim(workdir, config, data, first)
     exp = experiment.build(config, data)
+    evaluators.check(config, data)
+    _claim(workdir, config, data, first)
     total = exp.phases[-1].stop
     meta = {"fingerprint": data.fingerprint, "config_hash": config_hash(config), "seed": config.seed}
     with contextlib.ExitStack() as stack:
@@ -92,7 +93,7 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
         stopping = stack.enter_context(_stop_signal())
         state = start_or_resume(config, exp, data, checkpoints)
         start = int(jax.device_get(state.step))
-        log.info("training steps %d..%d in %s", start + 1, total, workdir)
+        log.info("training in %s: step %d of %d done", workdir, start, total)
         writer = stack.enter_context(
             Writer(workdir, start=start, stop=total, rows_per_step=data.batch_size, active=first)
         )
@@ -180,11 +181,7 @@ def _finite(step: int, scalars: dict[str, Array]) -> dict[str, float]:
 
 def _watched(config: ConfigDict, results: dict[str, evaluators.Result]) -> float | None:
     name, _, metric = config.best.rpartition("/")
-    if not results:
-        return None
-    if metric not in results.get(name, {}):
-        raise ConfigError(f"best={config.best!r} names no result; there are {', '.join(results)}")
-    return results[name][metric]
+    return results[name][metric] if results else None
 
 
 @contextlib.contextmanager

@@ -44,10 +44,11 @@ class Writer:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix(shown)
         else:
-            seconds = time.monotonic() - self.clock
-            left = seconds / max(step - self.start, 1) * (self.stop - step)
-            text = "  ".join(f"{name} {value}" for name, value in shown.items())
-            log.info("step %d/%d  %s  %.0fs, %.0fs to go", step, self.stop, text, seconds, left)
+            text = "  ".join([f"step {step}/{self.stop}", *(f"{name} {value}" for name, value in shown.items())])
+            if "samples_per_second" in scalars:
+                left = (self.stop - step) * self.rows / scalars["samples_per_second"]
+                text += f"  {time.monotonic() - self.clock:.0f}s, {left:.0f}s to go"
+            log.info(text)
 
     def rate(self, step: int) -> dict[str, float]:
         """Samples per second since the last call."""
@@ -67,5 +68,6 @@ class Writer:
 def _forget_after(path: Path, step: int) -> None:
     """Drops what an interrupted run wrote beyond the checkpoint that the run goes on from."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
+        # A killed run leaves its last line torn.
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))

@@ -32,6 +32,12 @@ def drawn(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, for tests marked `reference`."""
+    return pytest.importorskip("torch", reason="needs the reference extra")
+
+
 def tiny_config(folder, row="F", eta="0", **changes) -> ConfigDict:
     """Miss-ReID with every part in place and every axis small; `changes` override dotted fields."""
     config = miss_reid("synthetic", row=row, eta=eta, epochs=3, text_epoch=3)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import start, tiny_config
+from conftest import open_tiny, tiny_config
 
 from jax_mmreid import experiment, train
 from jax_mmreid.checkpoint import Checkpoints
@@ -16,8 +16,8 @@ from jax_mmreid.state import TrainState
 META = {"fingerprint": "0123456789abcdef", "seed": 7}
 
 
-def filled(state):
-    """The state with a different number in every place, so that nothing can be taken for anything else."""
+def filled(abstract):
+    """A state of these shapes with another number in every place, so that nothing can be taken for anything else."""
     rng = np.random.default_rng(0)
 
     def fill(x):
@@ -29,15 +29,16 @@ def filled(state):
             values = rng.standard_normal(x.shape)
         return jax.device_put(np.asarray(values, x.dtype), x.sharding)
 
-    return jax.tree.map(fill, state)
+    return jax.tree.map(fill, abstract)
 
 
 @pytest.fixture(scope="module")
 def saved(drawn, tmp_path_factory):
     """(config, data, experiment, state with every part in place, workdir in which it is saved as step 5)."""
     config = tiny_config(drawn)
-    exp, data, state = start(config)
-    state = filled(state)
+    data = open_tiny(config)
+    exp = experiment.build(config, data)
+    state = filled(exp.abstract)
     assert all(jax.tree.leaves(part) for part in (state.frozen, state.batch_stats, state.memory, state.opt_state))
     workdir = tmp_path_factory.mktemp("saved")
     with Checkpoints(workdir) as checkpoints:
@@ -84,7 +85,7 @@ def test_another_mesh_changes_where_it_lives_and_not_what_it_is(saved):
     config, data, _, state, workdir = saved
     config = config.copy_and_resolve_references()
     config.mesh = dict(data=4, model=2)
-    other = experiment.build(config, data, devices=jax.devices())
+    other = experiment.build(config, data)
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(5, other.abstract)
     assert_equal(restored, state)

@@ -309,8 +309,3 @@ def test_the_optimizer_holds_two_moments_of_what_is_trained_and_nothing_of_the_t
     assert sum(x.size for x in moments) == 2 * count(state.params)
     paths = [[getattr(key, "key", None) for key in path] for path, _ in jax.tree.leaves_with_path(state.opt_state)]
     assert any("heads" in path for path in paths) and not any("text" in path for path in paths)
-
-
-def test_a_parameter_that_no_rule_covers_is_named():
-    with pytest.raises(ConfigError, match="every parameter but heads/rgb; add a rule"):
-        optim.group_names({"image": 1, "heads": {"rgb": 2}}, ((r"image", "tower"), (r"rgb", "new")))

@@ -45,6 +45,7 @@ def test_the_published_size_trains_in_bfloat16(drawn):
     config = module.get_config("eta=0.3")
     tiny = tiny_config(drawn)
     config.data.update(name="synthetic", data_dir=tiny.data.data_dir, options=tiny.data.options)
+    config.data.update(identities=4, instances=2)
     config.model.dtype = "bfloat16"
     losses, memory = updates(config, jax.devices()[0])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((losses, memory)))

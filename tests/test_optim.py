@@ -220,9 +220,15 @@ def test_the_first_matching_rule_wins():
     assert group_names(params, RULES) == expected
 
 
+def test_a_rule_matches_whole_paths():
+    assert group_names({"head": {"kernel": 0}}, (("head", "start"), ("kernel", "end"), (".*", "all")))["head"] == {
+        "kernel": "all"
+    }
+
+
 def test_a_parameter_without_a_rule_is_named():
-    with pytest.raises(ConfigError, match="cover every parameter but head/bias, head/kernel; add a rule"):
-        group_names(jax.tree.map(lambda x: x, toy()), RULES[:2])
+    with pytest.raises(ConfigError, match="cover every parameter but head/kernel, head/bias; add a rule"):
+        group_names(toy(), RULES[:2])
 
 
 def test_frozen_parameters_get_neither_state_nor_decay():

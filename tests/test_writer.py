@@ -85,10 +85,13 @@ def test_without_a_terminal_a_line_says_step_values_and_time_to_go(tmp_path, clo
     caplog.set_level(logging.INFO, logger="jax_mmreid.writer")
     with Writer(tmp_path, start=4, stop=24, rows_per_step=8) as w:
         clock.now += 10.0
-        w.write(9, {"loss": 1.23456, "grad_norm": 3.0})
-    (line,) = caplog.messages
-    assert line.startswith("step 9/24  loss 1.235  ") and "grad_norm" not in line
-    assert line.endswith("10s, 30s to go")  # 5 steps took 10 s, 15 are left
+        w.write(9, {"loss": 1.23456, "grad_norm": 3.0} | w.rate(9))
+        clock.now += 4.0
+        w.write(9, {"full/mAP": 0.75})
+    step, evaluation = caplog.messages
+    assert step.startswith("step 9/24  loss 1.235  ") and "grad_norm" not in step
+    assert step.endswith("10s, 30s to go")  # 5 steps took 10 s, 15 are left
+    assert evaluation.startswith("step 9/24  full/mAP 0.750") and not evaluation.endswith(" 0s to go")
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(tmp_path, monkeypatch, caplog):

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_mmreid.batch import Batch, Data, DataError
+from jax_mmreid.config import ConfigError
 from jax_mmreid.methods import Features, Method
 from jax_mmreid.metrics import ranking
 from jax_mmreid.ops import augment, distance
@@ -36,12 +37,26 @@ class Encoded(NamedTuple):
     present: dict[str, np.ndarray]  # [n] bool
 
 
+def check(name: str, row: dict, data: Data) -> None:
+    """Raises ConfigError if the row names a split, a modality or a junk rule that does not exist."""
+    for side in (row["query"], row["gallery"]):
+        unknown = [m for m in side["use"] if m not in data.modalities]
+        if unknown or not side["use"]:
+            raise ConfigError(f"evals.{name} uses {tuple(side['use'])}; data.modalities are {tuple(data.modalities)}")
+        try:
+            data.num_rows(side["split"])
+        except ValueError as error:
+            raise ConfigError(f"evals.{name}: {error}") from error
+    if row["junk"] not in ranking.JUNK_RULES:
+        raise ConfigError(f"evals.{name}: no junk rule {row['junk']!r}; there are {', '.join(ranking.JUNK_RULES)}")
+
+
 def run(
     rows: Mapping[str, dict], *, method: Method, variables: dict, data: Data, mesh: Mesh, mean: float, std: float
 ) -> dict[str, dict]:
     """{row name: {"mAP", "mINP", "rank1", "rank5", "rank10", "protocol", "feature"}}.
 
-    Raises DataError for a picture that has none of the modalities that its row uses.
+    Raises DataError for a picture that has none of the modalities that its row uses, and where nothing can match.
     """
     splits = sorted({row[side]["split"] for row in rows.values() for side in ("query", "gallery")})
     encoded = {name: encode(method, variables, data.split(name), mesh, mean=mean, std=std) for name in splits}
@@ -58,11 +73,12 @@ def run(
             _require_some(name, side, encoded[side["split"]].present)
             sides.append((embedded(side["split"], tuple(side["use"]), options), encoded[side["split"]].columns))
         (query, query_columns), (gallery, gallery_columns) = sides
-        scores = ranking.rank(
-            jax.device_get(_squared(*jax.device_put((query, gallery)))),
-            query_columns["pid"][:, None] == gallery_columns["pid"][None, :],
-            ranking.junk_mask(row["junk"], query_columns, gallery_columns),
-        )
+        dist = jax.device_get(_squared(*jax.device_put((query, gallery))))
+        match = query_columns["pid"][:, None] == gallery_columns["pid"][None, :]
+        try:
+            scores = ranking.rank(dist, match, ranking.junk_mask(row["junk"], query_columns, gallery_columns))
+        except ValueError as error:
+            raise DataError(f"evals.{name}: {error}") from error
         results[name] = {key: scores[key] for key in ("mAP", "mINP", "rank1", "rank5", "rank10")}
         results[name] |= {"protocol": _protocol(row), "feature": _feature(row)}
     return results

@@ -347,6 +347,9 @@ def create(
     ):
         if value not in choices:
             raise ConfigError(f"model.{key}={value!r}: expected one of {', '.join(choices)}")
+    for key, part in (("image", image), ("text", text), ("structure", structure)):
+        if part["width"] % part["heads"]:
+            raise ConfigError(f"model.{key}.heads={part['heads']} does not divide model.{key}.width={part['width']}")
     queries = {k: v for k, v in structure.items() if k != "tokens"}
     return MissReID(
         modalities=tuple(data.modalities),

@@ -99,7 +99,7 @@ class ImageTower(nn.Module):
         cls = self.param("class_embedding", nn.initializers.normal(scale), (self.width,))
         cls = jnp.broadcast_to(cls, (rows, self.width))
         if camera is not None:
-            init = nn.initializers.truncated_normal(0.02)
+            init = nn.initializers.normal(0.02)
             cls = cls + camera @ self.param("camera_embedding", init, (camera.shape[-1], self.width))
         x = jnp.concatenate([cls[:, None].astype(x.dtype), x], axis=1)  # [B,1+N,width]
         std = self.position_std or scale

@@ -24,7 +24,8 @@ class BatchNorm(nn.Module):
         if train:
             count = where.sum().astype(jnp.float32)
             rows = where[:, None]
-            mean = jnp.where(rows, x, 0.0).sum(0) / jnp.maximum(count, 1.0)
+            x = jnp.where(rows, x, 0.0)  # first: NaN times a gradient of zero is NaN
+            mean = x.sum(0) / jnp.maximum(count, 1.0)
             var = jnp.where(rows, jnp.square(x - mean), 0.0).sum(0) / jnp.maximum(count, 1.0)
             if not self.is_initializing():
                 keep = jnp.where(count > 0, self.momentum, 1.0)

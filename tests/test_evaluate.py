@@ -1,0 +1,273 @@
+"""Evaluation: every row from one pass over the pictures, the same on any batch size and mesh, and the table."""
+
+import json
+import shutil
+from types import ModuleType, SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from conftest import open_tiny, tiny_config
+
+from jax_mmreid import evaluate, evaluators, experiment
+from jax_mmreid.batch import DataError
+from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.config import ConfigError, config_hash, to_json
+from jax_mmreid.evaluators import retrieval
+
+METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10")
+SIX = ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")
+
+
+def measure(config, variables):
+    """Results of `config.evals` with weights of the same shapes, text features included."""
+    data = open_tiny(config)
+    exp = experiment.build(config, data)
+    placed = jax.device_put(variables, jax.tree.map(lambda x: x.sharding, exp.abstract.variables))
+    return evaluators.run(config, exp.phases[-1].method, placed, data, exp.mesh)
+
+
+def numbers(results, names):
+    return np.array([[results[name][metric] for metric in METRICS] for name in names])
+
+
+@pytest.fixture(scope="module")
+def tiny(drawn):
+    """(config, experiment, data, state, results) of random weights."""
+    config = tiny_config(drawn)
+    data = open_tiny(config)
+    exp = experiment.build(config, data)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda x: jax.device_put(rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding), exp.abstract
+    )
+    return config, exp, data, state, evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
+
+
+def few(folder, **changes):
+    """The same with three rows, in two of which text features stand in for pictures; `changes` as in tiny_config."""
+    config = tiny_config(folder, **changes)
+    with config.unlocked():
+        for name in set(config.evals) - {"full", "no_t", "no_rt"}:
+            del config.evals[name]
+    return config
+
+
+def test_results_stand_in_the_order_of_the_config(tiny):
+    config, *_, results = tiny
+    names = ["full", *SIX, "mean_missing"]
+    assert list(results) == list(config.evals) == names + [f"zero/{name}" for name in names]
+
+
+def test_every_result_is_a_fraction_and_says_what_it_was_measured_on(tiny):
+    *_, results = tiny
+    values = numbers(results, results)
+    assert ((values >= 0) & (values <= 1)).all() and len(np.unique(values[:, 0])) > 8
+    assert results["no_t"]["feature"] == "rgb+nir"
+    assert results["zero/no_t"]["feature"] == "rgb+nir, completion=zero"
+    assert results["no_t"]["protocol"] == "query test, gallery test, junk same_camera"
+
+
+def test_the_mean_is_that_of_the_six_missing_settings(tiny):
+    *_, results = tiny
+    for prefix in ("", "zero/"):
+        six = numbers(results, [prefix + name for name in SIX])
+        np.testing.assert_allclose(numbers(results, [prefix + "mean_missing"])[0], six.mean(axis=0), rtol=1e-12)
+
+
+def test_the_full_row_needs_no_text(tiny):
+    *_, results = tiny
+    np.testing.assert_array_equal(numbers(results, ["full"]), numbers(results, ["zero/full"]))
+    assert any(results[name]["mAP"] != results[f"zero/{name}"]["mAP"] for name in SIX)
+
+
+def test_every_picture_is_encoded_once_whatever_the_number_of_rows(tiny, monkeypatch):
+    config, exp, data, state, expected = tiny
+    seen = []
+    original = retrieval._encode
+
+    def counting(variables, batch, **settings):
+        seen.extend(np.asarray(batch["index"])[np.asarray(batch["valid"])].tolist())
+        return original(variables, batch, **settings)
+
+    monkeypatch.setattr(retrieval, "_encode", counting)
+    results = evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
+    assert seen == list(range(data.num_rows("test"))) and len(results) == 16
+    assert results == expected
+
+
+def test_evaluation_moves_nothing_to_a_device_unasked(tiny):
+    config, exp, data, state, expected = tiny
+    with jax.transfer_guard("disallow"):  # as the training loop calls it
+        assert evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh) == expected
+
+
+@pytest.mark.parametrize("rows", [7, 64])
+def test_padding_changes_nothing(tiny, drawn, rows):
+    *_, state, expected = tiny
+    config = few(drawn, **{"data.eval_batch_size": rows})
+    results = measure(config, state.variables)
+    np.testing.assert_allclose(numbers(results, config.evals), numbers(expected, config.evals), atol=1e-6)
+
+
+def test_eight_devices_measure_what_one_does(tiny, drawn):
+    *_, state, expected = tiny
+    config = few(drawn, **{"mesh.data": 8})
+    results = measure(config, state.variables)
+    np.testing.assert_allclose(numbers(results, config.evals), numbers(expected, config.evals), atol=1e-6)
+
+
+def test_a_picture_without_any_modality_of_a_row_is_named(tiny, drawn, tmp_path):
+    *_, state, _ = tiny
+    shutil.copytree(drawn, tmp_path / "copy")
+    config = few(tmp_path / "copy", **{"data.allow_missing_files": True})
+    for folder in ("RGB", "NI"):
+        sorted((tmp_path / "copy" / "test" / folder).iterdir())[4].unlink()
+    with pytest.raises(DataError, match="evals.no_t: row 4 of split 'test' has none of rgb, nir"):
+        measure(config, state.variables)
+
+
+def run_rows(rows, monkeypatch, **kinds):
+    """Results of `rows` where each kind of evaluator is a dict of results."""
+    found = {kind: ModuleType(kind) for kind in kinds}
+    for kind, results in kinds.items():
+        found[kind].run = lambda mine, results=results, **_: {name: results[name] for name in mine}
+    monkeypatch.setattr(evaluators, "find", lambda package, kind: found[kind])
+    config = SimpleNamespace(evals=SimpleNamespace(to_dict=lambda: rows), aug=SimpleNamespace(mean=0.5, std=0.5))
+    return evaluators.run(config, None, {}, None, None)
+
+
+def test_rows_go_to_the_evaluator_of_their_kind_and_come_back_in_order(monkeypatch):
+    a, b, c = ({"mAP": x, "protocol": "p", "feature": "f"} for x in (0.25, 0.5, 1.0))
+    rows = {"mean": {"mean_of": ("x", "z")}, "z": {"kind": "other"}, "x": {}, "y": {"kind": "other"}}
+    results = run_rows(rows, monkeypatch, retrieval={"x": a}, other={"y": b, "z": c})
+    assert list(results) == ["mean", "z", "x", "y"]
+    assert [results[name]["mAP"] for name in results] == [0.625, 1.0, 0.25, 0.5]
+    assert results["mean"]["feature"] == "mean of 2 rows" and results["mean"]["protocol"] == "p"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("evals.full.kind", "retreival", "no evaluators named 'retreival'; there are: .*retrieval"),
+        ("evals.full.query.use", ("rgb", "ir"), r"evals.full uses \('rgb', 'ir'\); data.modalities are"),
+        ("evals.full.gallery.use", (), r"evals.full uses \(\); data.modalities are"),
+        ("evals.full.gallery.split", "gallery", "evals.full: data: no split 'gallery'; there are train, test"),
+        ("evals.full.junk", "same", "evals.full: no junk rule 'same'; there are none, same_camera, same_view"),
+        ("evals.mean_missing.mean_of", ("full", "no_x"), "evals.mean_missing: mean_of names 'no_x', which is no"),
+        ("evals.mean_missing.mean_of", ("mean_missing",), "mean_of names 'mean_missing', which is no measured row"),
+    ],
+)
+def test_a_row_that_cannot_be_measured_is_refused_before_the_first_step(drawn, field, value, message):
+    config = tiny_config(drawn, **{field: value})
+    with pytest.raises(ConfigError, match=message):
+        evaluators.check(config, open_tiny(config))
+
+
+def test_the_best_must_name_a_row(drawn):
+    config = tiny_config(drawn, best="all/mAP", eval_every=1)
+    with pytest.raises(ConfigError, match="best='all/mAP' names no row of evals; there are full, no_r,"):
+        evaluators.check(config, open_tiny(config))
+
+
+def hand_made():
+    """Results whose table is easy to write down."""
+
+    def row(mAP, rank1):  # noqa: N803
+        return dict(mAP=mAP, rank1=rank1, rank5=0.75, rank10=1.0, mINP=0.125, protocol="", feature="")
+
+    evals = {"full": row(0.8, 0.5), "no_r": row(0.6, 0.6), "no_nt": row(0.2, 0.0), "mean_missing": row(0.4, 0.3)}
+    evals |= {"zero/full": row(0.5, 0.0), "zero/no_r": row(0.25, 0.25), "rgb>tir": row(0.1, 0.2)}
+    return {"step": 27, "which": "best", "config_hash": "0123456789ab", "evals": evals}
+
+
+def test_the_table_is_in_percent_with_what_each_row_loses_of_its_full_row():
+    title, _, head, line, *rows = evaluate.markdown(tiny_config("data"), hand_made()).splitlines()
+    assert title == "Checkpoint at step 27 (best), config 0123456789ab."
+    assert head == "| setting | mAP | R-1 | R-5 | R-10 | mINP | mAP drop | R-1 drop |"
+    assert line.count("|") == head.count("|")
+    assert rows == [
+        "| RNT | 80.0 | 50.0 | 75.0 | 100.0 | 12.5 |  |  |",
+        "| -R | 60.0 | 60.0 | 75.0 | 100.0 | 12.5 | 25.0 % | -20.0 % |",
+        "| -NT | 20.0 | 0.0 | 75.0 | 100.0 | 12.5 | 75.0 % | 100.0 % |",
+        "| Mean | 40.0 | 30.0 | 75.0 | 100.0 | 12.5 | 50.0 % | 40.0 % |",
+        "| RNT (zero) | 50.0 | 0.0 | 75.0 | 100.0 | 12.5 |  |  |",
+        "| -R (zero) | 25.0 | 25.0 | 75.0 | 100.0 | 12.5 | 50.0 % | 0.0 % |",  # nothing can be lost of 0
+        "| rgb>tir | 10.0 | 20.0 | 75.0 | 100.0 | 12.5 | 87.5 % | 60.0 % |",
+    ]
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny, drawn, tmp_path_factory):
+    """A workdir with checkpoints of steps 6 (the best, other weights) and 9 (the last, those of `tiny`)."""
+    _, _, data, state, _ = tiny
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.json").write_text(json.dumps(to_json(few(drawn))))
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save_frozen(state.frozen)
+        other = state.replace(params=jax.tree.map(lambda x: -x, state.params))
+        for step, watched, it in ((6, 0.9, other), (9, 0.4, state)):
+            checkpoints.save(step, it, {"fingerprint": data.fingerprint}, watched)
+    return folder
+
+
+def test_the_evaluator_measures_the_checkpoint_it_is_told_and_writes_it_down(drawn, workdir):
+    config = few(drawn)
+    with config.unlocked():
+        del config.evals["no_rt"]  # rows may change after training
+    data = open_tiny(config)
+    last = evaluate.evaluate(config, workdir, data)
+    best = evaluate.evaluate(config, workdir, data, step="best")
+    assert (last["step"], best["step"]) == (9, 6)
+    assert last["evals"]["full"]["mAP"] != best["evals"]["full"]["mAP"]
+    for name, results in (("results", last), ("results_best", best)):
+        assert json.loads((workdir / f"{name}.json").read_text()) == results
+        assert (workdir / f"{name}.md").read_text() == evaluate.markdown(config, results)
+    assert last["config_hash"] == config_hash(config) and set(last["evals"]) == {"full", "no_t"}
+    assert last["versions"]["jax"] == jax.__version__ and last["seconds"] > 0
+    by_number = evaluate.evaluate(config, workdir, data, step="6")
+    assert by_number["evals"] == best["evals"]
+
+
+def test_what_is_restored_measures_what_the_state_did(tiny, drawn, workdir):
+    *_, expected = tiny
+    config = few(drawn)
+    found = evaluate.evaluate(config, workdir, open_tiny(config))["evals"]
+    # Step 9 of 3 epochs lies in the first phase, before text features exist, where zeros stand in for pictures.
+    assert found["full"] == expected["full"]
+    for name in ("no_t", "no_rt"):
+        assert numbers(found, [name]).tolist() == numbers(expected, [f"zero/{name}"]).tolist()
+
+
+@pytest.mark.parametrize(
+    "step, message",
+    [
+        ("7", "has no checkpoint '7'; there are 6, 9"),
+        ("latest", "has no checkpoint 'latest'; there are 6, 9"),
+        ("-6", "has no checkpoint '-6'"),
+    ],
+)
+def test_a_checkpoint_that_does_not_exist_is_refused_with_those_that_do(drawn, workdir, step, message):
+    config = few(drawn)
+    with pytest.raises(ConfigError, match=message):
+        evaluate.evaluate(config, workdir, open_tiny(config), step=step)
+
+
+def test_best_needs_an_evaluation_in_training(tiny, drawn, tmp_path):
+    _, _, data, state, _ = tiny
+    config = few(drawn)
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    with pytest.raises(ConfigError, match="has no checkpoint yet"):
+        evaluate.evaluate(config, tmp_path, data)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(9, state, {})
+    with pytest.raises(ConfigError, match=r"no best checkpoint: nothing was evaluated in training \(eval_every\)"):
+        evaluate.evaluate(config, tmp_path, data, step="best")
+
+
+def test_a_workdir_of_no_run_or_of_another_is_refused(drawn, workdir, tmp_path):
+    config, other = few(drawn), few(drawn, seed=7)
+    with pytest.raises(ConfigError, match="holds no run; train one first"):
+        evaluate.evaluate(config, tmp_path, open_tiny(config))
+    with pytest.raises(ConfigError, match=r"holds a run of another config: seed \(1111 -> 7\)"):
+        evaluate.evaluate(other, workdir, open_tiny(other))
