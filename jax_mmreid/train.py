@@ -99,21 +99,22 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
         )
         batches = stack.enter_context(contextlib.closing(data.train(start, total)))
         stack.enter_context(jax.transfer_guard("disallow"))
-        step, phase, run = start, None, None
-        while step < total and not stopping.is_set():
+        step, stop, phase, run = start, False, None, None
+        while step < total and not stop:
             if phase is not exp.phase(step):
                 phase = exp.phase(step)
                 run = compile_step(config, exp, phase)
             state, scalars = run(state, sharding.to_global(next(batches), exp.mesh))
             step += 1
 
-            saving = _due(step, config.save_every * data.steps_per_epoch) or step == total or stopping.is_set()
+            stop = stopping.is_set()  # asked once, so that what stops the loop is also what saves
+            saving = stop or step == total or _due(step, config.save_every * data.steps_per_epoch)
             if saving or _due(step, config.log_every):
                 scalars = _finite(step, jax.device_get(scalars))
                 writer.write(step, scalars | writer.rate(step))
 
             results = {}
-            if config.evals and _due(step, config.eval_every * data.steps_per_epoch):
+            if config.evals and not stop and _due(step, config.eval_every * data.steps_per_epoch):
                 results = evaluators.run(config, phase.method, state.variables, data, exp.mesh)
                 writer.write(step, _numbers(results))
 
@@ -188,7 +189,8 @@ def _watched(config: ConfigDict, results: dict[str, evaluators.Result]) -> float
 def _stop_signal() -> Iterator[threading.Event]:
     """While it lasts, SIGTERM sets an event instead of ending the process; the loop acts on it between two steps."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+    # Signals belong to the main thread, and several processes would each stop at a step of their own.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield event
         return
     before = signal.signal(signal.SIGTERM, lambda *_: event.set())
