@@ -27,9 +27,10 @@ from jax_mmreid.losses.triplet import batch_hard_triplet
 from jax_mmreid.methods import LossOut
 from jax_mmreid.models.clip import ImageTower, TextTower
 from jax_mmreid.models.heads import Head
-from jax_mmreid.models.language import TEMPLATES, Inversion, Template, inject, template
+from jax_mmreid.models.language import TEMPLATES, Inversion, Language, template
 from jax_mmreid.models.structure import StructureQueries
 from jax_mmreid.ops import masked, memory
+from jax_mmreid.ops.memory import UPDATES
 from jax_mmreid.state import TrainState
 
 
@@ -43,10 +44,7 @@ class MissReID:
     image: ImageTower
     head: Head
     structure: StructureQueries | None
-    inversion: Inversion | None
-    text: TextTower | None
-    template: Template | None
-    prompts: int
+    language: Language | None
     bhipr: bool
     passive_memory: bool
     tokens: str
@@ -63,36 +61,30 @@ class MissReID:
     completion: str = "text"  # an option of evaluation rows: "text", or "zero" to score without f~
 
     def init(self, rng: Array, batch: Batch) -> dict:
-        keys = dict(zip(("image", "heads", "structure", "inversion", "text", "prompts"), jax.random.split(rng, 6)))
-        rows = len(batch["index"])
-        images = jnp.zeros((rows, *next(iter(batch["images"].values())).shape[1:]))
+        image_key, structure_key, language_key, head_key = jax.random.split(rng, 4)
+        images = jnp.zeros((len(batch["index"]), *next(iter(batch["images"].values())).shape[1:]))
         camera = self._camera(batch["camid"])
-        (tokens, cls), image = self.image.init_with_output(keys["image"], images, camera)
+        (tokens, projected), image = self.image.init_with_output(image_key, images, camera)
         params = {"image": image["params"]}
-        widths = {name: cls.shape[-1] for name in self.modalities}
+        widths = dict.fromkeys(self.modalities, self.image.dim)
         if self.structure:
-            (s, _), variables = self.structure.init_with_output(
-                keys["structure"], tokens if self.tokens == "pre_proj" else cls
-            )
-            params["structure"] = variables["params"]
+            patches = tokens if self.tokens == "pre_proj" else projected
+            (s, _), structure = self.structure.init_with_output(structure_key, patches)
+            params["structure"] = structure["params"]
             widths["structure"] = s.shape[-1]
-        if self.text:
-            params["inversion"] = self.inversion.init(keys["inversion"], s, train=False)["params"]
-            params["prompts"] = 0.02 * jax.random.normal(
-                keys["prompts"], (len(self.modalities), self.prompts, self.text.width)
-            )
-            sentence = jnp.zeros((1, len(self.template.ids), self.text.width))
-            params["text"] = self.text.init(keys["text"], sentence, 0)["params"]
-            widths |= {f"text_{name}": self.text.dim for name in self.modalities}
+        if self.language:
+            params |= self.language.init(language_key, s)
+            widths |= {f"text_{name}": self.image.dim for name in self.modalities}
         heads = {
-            name: self.head.init(
-                jax.random.fold_in(keys["heads"], i), jnp.zeros((1, width)), jnp.ones(1, bool), train=False
-            )
+            name: self.head.init(jax.random.fold_in(head_key, i), jnp.zeros((1, width)), jnp.ones(1, bool), train=False)
             for i, (name, width) in enumerate(widths.items())
         }
         params["heads"] = {name: head["params"] for name, head in heads.items()}
         stats = {"heads": {name: head["batch_stats"] for name, head in heads.items()}}
-        return {"params": params, "batch_stats": stats, "memory": self._empty_memory(cls.shape[-1])}
+        bank = {}
+        if self.bhipr or (self.language and self.passive_memory):
+            bank = memory.empty(len(self.modalities), self.head.classes, self.image.dim, update=self.memory_update)
+        return {"params": params, "batch_stats": stats, "memory": bank}
 
     def begin(self, state: TrainState, batches: Iterable[Batch]) -> TrainState:
         """Fills the prototypes with the mean unit feature of each identity in each modality (Eq. 2)."""
@@ -106,7 +98,7 @@ class MissReID:
 
         sums, counts = memory.start(*state.memory["proto"].shape)
         for batch in batches:
-            sums, counts = add(state.params | state.frozen, sums, counts, batch)
+            sums, counts = add(state.variables["params"], sums, counts, batch)
         proto, has_visual = memory.finish(sums, counts)
         return state.replace(memory=state.memory | {"proto": proto, "has_visual": has_visual})
 
@@ -120,8 +112,9 @@ class MissReID:
             some = present.any(axis=1, keepdims=True)
             new, stats, _ = self._branch(params, stats, "structure_", ("structure",), s[:, None], some, label)
             terms |= new
-            if self.text and self.text_terms:
-                text = self._imagine(params, s, rngs["dropout"])
+            if self.language and self.text_terms:
+                source = jax.lax.stop_gradient(s) if self.detach_structure else s
+                text = self.language.imagine(params, source, rngs["dropout"])
                 some = jnp.broadcast_to(some, present.shape)
                 names = tuple(f"text_{m}" for m in self.modalities)
                 new, stats, _ = self._branch(params, stats, "text_", names, text, some, label)
@@ -183,18 +176,9 @@ class MissReID:
             unseen = ~bank["has_visual"][:, label].T  # [B,M]
             feats = jnp.where(unseen[..., None], text, feats)
             present = present | (unseen & present.any(axis=1, keepdims=True))
-        feats = jax.lax.stop_gradient(feats)
-        if self.memory_update == "per_epoch_mean":
-            sums, counts = memory.accumulate(bank["sums"], bank["counts"], feats, label, present)
-            ends = (state.step + 1) % self.steps_per_epoch == 0
-            blended = memory.blend(bank["proto"], sums, counts, self.alpha)
-            return bank | {
-                "proto": jnp.where(ends, blended, bank["proto"]),
-                "sums": jnp.where(ends, 0.0, sums),
-                "counts": jnp.where(ends, 0, counts),
-            }
-        update = memory.update_mean if self.memory_update == "per_step_batch_mean" else memory.update_sequential
-        return bank | {"proto": update(bank["proto"], feats, label, present, self.alpha)}
+        ends = (state.step + 1) % self.steps_per_epoch == 0
+        options = dict(alpha=self.alpha, update=self.memory_update, epoch_ends=ends)
+        return memory.remember(bank, feats, label, present, **options)
 
     def encode(self, variables: dict, batch: Batch) -> dict[str, Array]:
         """present [B,M], feats [B,M,D], and where a completion needs it structure [B,M,S] or blank [B,D]."""
@@ -218,7 +202,7 @@ class MissReID:
         fill = jnp.zeros_like(parts)
         if self._completes:
             s = masked.mean(features["structure"], available[..., None], axis=1)
-            fill = self._imagine_missing(params, s, ~available.all(axis=0))
+            fill = self.language.complete(params, s, ~available.all(axis=0))
         elif self.missing_fill == "encode_zero_image":
             fill = jnp.broadcast_to(features["blank"][:, None], parts.shape)
         parts = jnp.where(available[..., None], parts, fill)
@@ -228,7 +212,7 @@ class MissReID:
 
     @property
     def _completes(self) -> bool:
-        return self.text is not None and self.text_terms and self.completion == "text"
+        return self.language is not None and self.text_terms and self.completion == "text"
 
     def _camera(self, camid: Array) -> Array | None:
         """[B] -> one-hot [B,C]; a camera that training has not seen gives a zero row, which adds nothing."""
@@ -269,45 +253,6 @@ class MissReID:
         s, _ = self.structure.apply({"params": params["structure"]}, tokens.reshape(-1, *tokens.shape[2:]))
         return s.reshape(*tokens.shape[:2], -1)
 
-    def _words(self, params: Any, s: Array, dropout: Array | None) -> Array:
-        if self.detach_structure:
-            s = jax.lax.stop_gradient(s)
-        rngs = {} if dropout is None else {"dropout": dropout}
-        return self.inversion.apply({"params": params["inversion"]}, s, train=dropout is not None, rngs=rngs)
-
-    def _sentence(self, params: Any) -> Array:
-        return self.text.apply({"params": params["text"]}, jnp.array(self.template.ids), method="embed")
-
-    def _imagine(self, params: Any, s: Array, dropout: Array) -> Array:
-        """f~ of every modality in one pass of the text tower (Eq. 8-9): s [B,S] -> [B,M,D]."""
-        words, sentence = self._words(params, s, dropout), self._sentence(params)
-        tokens = jnp.stack([inject(sentence, words, prompts, self.template) for prompts in params["prompts"]], axis=1)
-        out = self.text.apply({"params": params["text"]}, tokens.reshape(-1, *tokens.shape[2:]), self.template.end)
-        return out.reshape(*tokens.shape[:2], -1)
-
-    def _imagine_missing(self, params: Any, s: Array, needed: Array) -> Array:
-        """As `_imagine`, without dropout, and only for the modalities in `needed` [M]; zeros for the others."""
-        words, sentence = self._words(params, s, None), self._sentence(params)
-
-        def run(prompts):
-            tokens = inject(sentence, words, prompts, self.template)
-            return self.text.apply({"params": params["text"]}, tokens, self.template.end)
-
-        def one(args):
-            prompts, wanted = args
-            return jax.lax.cond(wanted, run, lambda _: jnp.zeros((len(words), self.text.dim)), prompts)
-
-        return jax.lax.map(one, (params["prompts"], needed)).swapaxes(0, 1)
-
-    def _empty_memory(self, dim: int) -> dict[str, Array]:
-        if not (self.bhipr or (self.text and self.passive_memory)):
-            return {}
-        sums, counts = memory.start(len(self.modalities), self.head.classes, dim)
-        bank = {"proto": sums, "has_visual": counts > 0}
-        if self.memory_update == "per_epoch_mean":
-            bank |= {"sums": sums, "counts": counts}
-        return bank
-
 
 def create(
     data: Data,
@@ -339,7 +284,7 @@ def create(
         raise ConfigError("model.ldmmc needs model.iosm: the pseudo-word is made from the structure vector")
     for key, value, choices in (
         ("structure.tokens", structure["tokens"], ("pre_proj", "proj")),
-        ("memory.update", memory["update"], ("per_step_sequential", "per_step_batch_mean", "per_epoch_mean")),
+        ("memory.update", memory["update"], UPDATES),
         ("memory.order", memory["order"], ("after_loss", "before_loss")),
         ("missing_fill", missing_fill, ("zero_feature", "encode_zero_image")),
         ("template_kind", template_kind, TEMPLATES),
@@ -351,6 +296,11 @@ def create(
         if part["width"] % part["heads"]:
             raise ConfigError(f"model.{key}.heads={part['heads']} does not divide model.{key}.width={part['width']}")
     queries = {k: v for k, v in structure.items() if k != "tokens"}
+    language = None
+    if ldmmc:
+        sentence = template(template_kind, prompts=prompts, period=period, length=text_len)
+        tower = TextTower(**text, dim=dim, dtype=jnp.dtype(dtype))
+        language = Language(len(data.modalities), prompts, Inversion(**inversion, dim=tower.width), tower, sentence)
     return MissReID(
         modalities=tuple(data.modalities),
         cameras=tuple(data.cameras) if sie_camera else (),
@@ -358,10 +308,7 @@ def create(
         image=ImageTower(**image, dim=dim, dtype=jnp.dtype(dtype)),
         head=Head(len(data.pids)),
         structure=StructureQueries(**queries) if iosm else None,
-        inversion=Inversion(**inversion, dim=text["width"]) if ldmmc else None,
-        text=TextTower(**text, dim=dim, dtype=jnp.dtype(dtype)) if ldmmc else None,
-        template=template(template_kind, prompts=prompts, period=period, length=text_len) if ldmmc else None,
-        prompts=prompts,
+        language=language,
         bhipr=bhipr,
         passive_memory=memory["passive"],
         tokens=structure["tokens"],

@@ -1,10 +1,18 @@
-"""The language side of L-dMMC: pseudo-words, modality prompts and the sentence that carries them (Miss-ReID, 3.4)."""
+"""The language side of L-dMMC (Miss-ReID, Section 3.4): from a structure vector to f~, a text feature per modality.
 
-from typing import NamedTuple
+An inversion network makes a pseudo-word of the structure vector; it stands in a sentence beside prompts of the
+modality, and the frozen text tower reads the sentence (Eq. 8-9).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jax_mmreid.models.clip import TextTower
 
 
 class Template(NamedTuple):
@@ -66,3 +74,56 @@ class Inversion(nn.Module):
         x = nn.Dropout(self.drop, deterministic=not train)(x)
         x = nn.Dense(self.dim, kernel_init=nn.initializers.normal(0.02), name="fc_2")(x)
         return nn.Dropout(self.drop, deterministic=not train)(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """Inversion network, prompts and text tower as one function of the structure vector.
+
+    Parameters are {"inversion", "prompts" [M,P,width], "text"}; D is the text tower's `dim`.
+    """
+
+    modalities: int
+    prompts: int
+    inversion: Inversion
+    text: TextTower
+    template: Template
+
+    def init(self, rng: Array, s: Array) -> dict:
+        """Initial parameters for structure vectors s [B,S]."""
+        inversion, prompts, text = jax.random.split(rng, 3)
+        sentence = jnp.zeros((1, len(self.template.ids), self.text.width))
+        return {
+            "inversion": self.inversion.init(inversion, s, train=False)["params"],
+            "prompts": 0.02 * jax.random.normal(prompts, (self.modalities, self.prompts, self.text.width)),
+            "text": self.text.init(text, sentence, 0)["params"],
+        }
+
+    def imagine(self, params: Any, s: Array, dropout: Array) -> Array:
+        """f~ of every modality in one pass, in training: s [B,S], dropout a key -> [B,M,D]."""
+        rngs = {"dropout": dropout}
+        words = self.inversion.apply({"params": params["inversion"]}, s, train=True, rngs=rngs)
+        sentence = self._sentence(params)
+        tokens = jnp.stack([inject(sentence, words, prompts, self.template) for prompts in params["prompts"]], axis=1)
+        return self._read(params, tokens.reshape(-1, *tokens.shape[2:])).reshape(*tokens.shape[:2], -1)
+
+    def complete(self, params: Any, s: Array, needed: Array) -> Array:
+        """f~ at test, a pass only for each modality in `needed` [M] bool, zeros for the others: s [B,S] -> [B,M,D]."""
+        words = self.inversion.apply({"params": params["inversion"]}, s, train=False)
+        sentence = self._sentence(params)
+
+        def one(args: tuple[Array, Array]) -> Array:
+            prompts, wanted = args
+            return jax.lax.cond(
+                wanted,
+                lambda: self._read(params, inject(sentence, words, prompts, self.template)),
+                lambda: jnp.zeros((len(words), self.text.dim)),
+            )
+
+        return jax.lax.map(one, (params["prompts"], needed)).swapaxes(0, 1)
+
+    def _sentence(self, params: Any) -> Array:
+        return self.text.apply({"params": params["text"]}, jnp.array(self.template.ids), method="embed")
+
+    def _read(self, params: Any, tokens: Array) -> Array:
+        return self.text.apply({"params": params["text"]}, tokens, self.template.end)

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 
 from jax_mmreid.ops import masked
 
+# When prototypes move: after every sample, once a batch, once an epoch.
+UPDATES = ("per_step_sequential", "per_step_batch_mean", "per_epoch_mean")
+
 
 def start(modalities: int, identities: int, width: int) -> tuple[jax.Array, jax.Array]:
     """The empty (sums [M,K,D] float32, counts [M,K] int32) that a pass over the data begins with."""
@@ -60,6 +63,35 @@ def update_sequential(
         return jax.lax.dynamic_update_index_in_dim(proto, new, label, axis=1), None
 
     return jax.lax.scan(step, proto, (_inputs(feats, where), labels, where))[0]
+
+
+def empty(modalities: int, identities: int, width: int, *, update: str) -> dict[str, jax.Array]:
+    """A bank without prototypes: proto [M,K,D], has_visual [M,K], and what `update` of UPDATES gathers meanwhile."""
+    sums, counts = start(modalities, identities, width)
+    bank = {"proto": sums, "has_visual": counts > 0}
+    return bank | {"sums": sums, "counts": counts} if update == "per_epoch_mean" else bank
+
+
+def remember(
+    bank: dict[str, jax.Array],
+    feats: jax.Array,
+    labels: jax.Array,
+    where: jax.Array,
+    *,
+    alpha: float,
+    update: str,
+    epoch_ends: jax.Array,
+) -> dict[str, jax.Array]:
+    """The bank after a batch, moved as `update` of UPDATES says; `epoch_ends` [] bool matters to one of them."""
+    if update != "per_epoch_mean":
+        move = update_sequential if update == "per_step_sequential" else update_mean
+        return bank | {"proto": move(bank["proto"], feats, labels, where, alpha)}
+    sums, counts = accumulate(bank["sums"], bank["counts"], feats, labels, where)
+    return bank | {
+        "proto": jnp.where(epoch_ends, blend(bank["proto"], sums, counts, alpha), bank["proto"]),
+        "sums": jnp.where(epoch_ends, 0, sums),
+        "counts": jnp.where(epoch_ends, 0, counts),
+    }
 
 
 def _inputs(feats: jax.Array, where: jax.Array) -> jax.Array:
