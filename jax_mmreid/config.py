@@ -109,16 +109,11 @@ def parse_eta(text: str, count: int = 3) -> tuple[float, ...]:
             f"eta={text}: expected one rate or {count} of them joined by '/', as in 0.1/0.3/0.5"
         ) from None
     rates = rates * count if len(rates) == 1 else rates
-    check_eta(rates, count)
+    if len(rates) != count:
+        raise ConfigError(f"eta={text}: {len(rates)} rates for {count} modalities")
+    if not all(0.0 <= rate <= 1.0 for rate in rates):
+        raise ConfigError(f"eta={text}: every rate must lie in [0, 1]")
     return rates
-
-
-def check_eta(eta: tuple[float, ...], count: int) -> None:
-    """Raises ConfigError unless `eta` holds one rate in [0, 1] per modality."""
-    if len(eta) != count:
-        raise ConfigError(f"missing.eta has {len(eta)} rates, expected one for each of the {count} modalities")
-    if not all(0.0 <= rate <= 1.0 for rate in eta):
-        raise ConfigError(f"missing.eta={tuple(eta)}: every rate must lie in [0, 1]")
 
 
 def missing_evals(

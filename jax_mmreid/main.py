@@ -12,7 +12,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from jax_mmreid.batch import Data, DataError
-from jax_mmreid.config import ConfigDict, ConfigError, check_eta
+from jax_mmreid.config import ConfigDict, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ def main(argv: list[str]) -> int:
     _log_to_stderr()
     log.info("jax %s on %d x %s", jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
     try:
-        check_eta(config.missing.eta, len(config.data.modalities))
         data = _open(config, open_data, (jax.process_index(), jax.process_count()))
         if MODE.value == "train":
             train.train(config, WORKDIR.value, data)
@@ -55,9 +54,12 @@ def main(argv: list[str]) -> int:
 
 def _open(config: ConfigDict, open_data: Callable, shard: tuple[int, int]) -> Data:
     try:
-        return open_data(seed=config.seed, missing=config.missing.to_dict(), shard=shard, **config.data.to_dict())
+        data = open_data(seed=config.seed, missing=config.missing.to_dict(), shard=shard, **config.data.to_dict())
     except ValueError as error:  # an argument that cannot be, whatever the data
         raise ConfigError(str(error)) from error
+    rates = ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in data.missing_rates.items())
+    log.info("training data: %d identities, %d rows; missing: %s", len(data.pids), data.num_rows("train"), rates)
+    return data
 
 
 def parse(argv: list[str]) -> list[str]:

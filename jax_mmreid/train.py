@@ -85,12 +85,12 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
     first = jax.process_index() == 0
     exp = experiment.build(config, data)
     evaluators.check(config, data)
-    _claim(workdir, config, data, first)
     total = exp.phases[-1].stop
     meta = {"fingerprint": data.fingerprint, "config_hash": config_hash(config), "seed": config.seed}
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
         stopping = stack.enter_context(_stop_signal())
+        _claim(workdir, config, data, first, running=checkpoints.last() is not None)
         state = start_or_resume(config, exp, data, checkpoints)
         start = int(jax.device_get(state.step))
         log.info("training in %s: step %d of %d done", workdir, start, total)
@@ -148,17 +148,16 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
     return jax.device_put(state, jax.tree.map(lambda x: x.sharding, exp.abstract))
 
 
-def _claim(workdir: Path, config: ConfigDict, data: Data, first: bool) -> None:
-    """Writes config.json and the masks into a new workdir, or checks that an old one holds the same run."""
+def _claim(workdir: Path, config: ConfigDict, data: Data, first: bool, running: bool) -> None:
+    """Writes config.json and the masks, or checks that a workdir with a checkpoint holds the same run."""
     path = workdir / "config.json"
-    if path.exists():
+    if running and path.exists():
         changed = difference(json.loads(path.read_text()), config)
         if changed:
             raise ConfigError(
                 f"workdir {workdir} holds a run of another config: {'; '.join(changed[:3])}; choose another --workdir"
             )
     elif first:
-        workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(to_json(config), indent=2, sort_keys=True) + "\n")
         data.save_masks(workdir / "masks.npz")
 

@@ -98,7 +98,7 @@ def trained(pictures, tmp_path_factory):
 
 def assert_only_ours(stderr):
     for line in stderr.splitlines():
-        assert re.match(r"jax \d|training in |step \d+/\d+  |evaluated step ", line), line
+        assert re.match(r"jax \d|training data: \d|training in |step \d+/\d+  |evaluated step ", line), line
 
 
 def test_training_ends_with_results_in_the_order_of_the_poster(trained):
@@ -200,7 +200,7 @@ WRONG = {
     "a row that does not exist": (["--config=quickstart.py:row=G"], "row=G: expected one of A, B, C, D, E, F"),
     "a rate above 1 as argument": (["--config=quickstart.py:eta=1.5"], "must lie in [0, 1]"),
     "a rate above 1 as flag": (["--config.missing.eta=(0.1,1.5,0.0)"], "missing.eta=(0.1, 1.5, 0.0): every rate"),
-    "two rates for three modalities": (["--config.missing.eta=(0.1,0.2)"], "missing.eta has 2 rates"),
+    "two rates for three modalities": (["--config.missing.eta=(0.1,0.2)"], "expected 3 rates, one for each"),
     "text for a number": (["--config.epochs=many"], "--config.epochs=many"),
     "a method that does not exist": (["--config.method=miss_ried"], "no methods named 'miss_ried'; there are: "),
     "a dataset that does not exist": (["--config.data.name=rgbn"], "no dataset 'rgbn'; there are rgbnt201, "),

@@ -92,8 +92,8 @@ def test_one_rate_counts_for_all_modalities_and_three_for_one_each():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("0.1/0.2", "has 2 rates, expected one for each of the 3 modalities"),
-        ("0.1/0.2/0.3/0.4", "has 4 rates"),
+        ("0.1/0.2", "2 rates for 3 modalities"),
+        ("0.1/0.2/0.3/0.4", "4 rates for 3 modalities"),
         ("half", "eta=half: expected one rate or 3 of them"),
         ("0.1;0.2;0.3", "expected one rate or 3 of them"),
         ("", "expected one rate or 3 of them"),

@@ -133,6 +133,13 @@ def test_a_workdir_of_another_config_is_refused(run):
         train.train(other, workdir, open_tiny(other))
 
 
+def test_a_workdir_without_a_checkpoint_may_take_another_config(drawn, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 5}')
+    config = tiny_config(drawn, row="A", epochs=1)
+    train.train(config, tmp_path, open_tiny(config))
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == config.seed
+
+
 def test_a_workdir_of_other_files_is_refused(run, tmp_path):
     config, workdir, _ = run
     shutil.copytree(config.data.data_dir, tmp_path / "copy")
