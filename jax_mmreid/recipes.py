@@ -18,6 +18,43 @@ MISS_REID_PRESETS = {
     "equations": dict(structure=dict(tokens="proj", width=512, heads=8), inversion=dict(hidden=2048)),
 }
 
+# What `methods/miss_reid.py` is built from, apart from what a row and a preset decide.
+MISS_REID_MODEL = dict(
+    image=dict(patch=16, width=768, layers=12, heads=12, position_std=0.0),  # ViT-B/16; 0: CLIP's own initial scale
+    text=dict(vocab=49408, context=77, width=512, layers=12, heads=8),
+    dim=512,  # of f, f~ and the prototypes: CLIP's joint space
+    sie_camera=True,  # a learned vector per training camera on the class token
+    prompts=4,  # prompt tokens per modality
+    template_kind="person",  # or vehicle
+    period=True,  # the sentence ends with one
+    text_len=0,  # tokens; 0: as long as the sentence; 77: CLIP's whole context, with the same result
+    tau=0.05,  # temperature of both contrastive terms
+    label_smooth=0.1,
+    margin=-1.0,  # of the triplet loss; negative: soft margin
+    memory=dict(
+        alpha=0.2,  # what a prototype keeps of itself in an update
+        update="per_step_sequential",  # or per_step_batch_mean, per_epoch_mean
+        order="after_loss",  # or before_loss
+        passive=True,  # row E keeps prototypes for the text terms, though no visual loss uses them
+    ),
+    detach_structure=False,  # True: text terms do not train the structure vector
+    part_norm=False,  # True: f and f~ of every modality are normalised before they are concatenated
+    missing_fill="zero_feature",  # of rows without text; or encode_zero_image, the picture that is all mid-grey
+    dtype="float32",  # of matrix products; or bfloat16
+)
+# Ordered: the first pattern that matches a parameter's whole path names its group.
+MISS_REID_GROUPS = (
+    (r"text/.*", "frozen"),
+    (r"prompts", "prompts"),
+    (r"image/camera_embedding", "new"),
+    (r"image/.*", "tower"),
+    (r"(inversion|heads/text_\w+)/.*bias", "language_bias"),
+    (r"(inversion|heads/text_\w+)/.*", "language"),
+    (r".*bias", "new_bias"),
+    (r".*", "new"),
+)
+MISS_REID_LR = dict(tower=5e-6, new=3.5e-4, new_bias=7e-4, language=3.5e-4, language_bias=7e-4, prompts=5e-3)
+
 # Wide matrices over the "model" axis, one split by columns and the next by rows, as tensor parallelism goes.
 TOWER_SHARDING = (
     (r"attention/qkv/kernel$", (None, None, "model", None)),
@@ -57,41 +94,15 @@ def miss_reid(
     config.missing.eta = parse_eta(eta, len(names))
     bhipr, iosm, ldmmc = MISS_REID_ROWS[row]
     widths = MISS_REID_PRESETS[preset]
-    config.model = dict(
-        image=dict(patch=16, width=768, layers=12, heads=12, position_std=0.0),
-        text=dict(vocab=49408, context=77, width=512, layers=12, heads=8),
-        dim=512,
-        sie_camera=True,
+    config.model = MISS_REID_MODEL | dict(
         bhipr=bhipr,
         iosm=iosm,
         ldmmc=ldmmc,
         structure=dict(queries=16, out_proj=False, **widths["structure"]),
         inversion=dict(drop=0.1, **widths["inversion"]),
-        prompts=4,
-        template_kind="person",
-        period=True,
-        text_len=0,  # 0: as long as the sentence; 77: CLIP's whole context, with the same result
-        tau=0.05,
-        label_smooth=0.1,
-        margin=-1.0,  # of the triplet loss; negative: soft margin
-        memory=dict(alpha=0.2, update="per_step_sequential", order="after_loss", passive=True),
-        detach_structure=False,
-        part_norm=False,
-        missing_fill="zero_feature",
-        dtype="float32",
     )
     config.weights = miss_reid_weights(identity=0.1, contrast=0.1)
-    config.optim.rules = (
-        (r"text/.*", "frozen"),
-        (r"prompts", "prompts"),
-        (r"image/camera_embedding", "new"),
-        (r"image/.*", "tower"),
-        (r"(inversion|heads/text_\w+)/.*bias", "language_bias"),
-        (r"(inversion|heads/text_\w+)/.*", "language"),
-        (r".*bias", "new_bias"),
-        (r".*", "new"),
-    )
-    config.optim.lr = dict(tower=5e-6, new=3.5e-4, new_bias=7e-4, language=3.5e-4, language_bias=7e-4, prompts=5e-3)
+    config.optim.rules, config.optim.lr = MISS_REID_GROUPS, MISS_REID_LR
     config.optim.schedule = dict(
         warmup=10, reference=3.5e-4, floor=1e-3, warmup_from="own", per_step=False, noise=False
     )

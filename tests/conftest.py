@@ -7,11 +7,12 @@ resume = no stop) and story (training on drawn data ends where it should).
 import os
 import tempfile
 
-_CACHE = tempfile.TemporaryDirectory()  # a step that two tests share is compiled once, in subprocesses too
-
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # A step that two tests share is compiled once, in other test processes and in subprocesses too.
+    _CACHE = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
@@ -38,9 +39,9 @@ def torch():
     return pytest.importorskip("torch", reason="needs the reference extra")
 
 
-def tiny_config(folder, row="F", eta="0", **changes) -> ConfigDict:
+def tiny_config(folder, row="F", eta="0", modalities="rgb/nir/tir", **changes) -> ConfigDict:
     """Miss-ReID with every part in place and every axis small; `changes` override dotted fields."""
-    config = miss_reid("synthetic", row=row, eta=eta, epochs=3, text_epoch=3)
+    config = miss_reid("synthetic", row=row, eta=eta, modalities=modalities, epochs=3, text_epoch=3)
     config.data.data_dir = str(folder)
     config.data.options = dict(seed=0, num_train_ids=12, num_test_ids=5, cameras=3, images_per_camera=2, height=32)
     config.data.update(image_size=(32, 16), identities=4, instances=2, eval_batch_size=16, threads=0)

@@ -1,6 +1,6 @@
 """What only an accelerator can show: the step agrees with the CPU's, and the published size trains in bfloat16.
 
-JAX_PLATFORMS=cuda,cpu python -m pytest -m device tests/test_device.py
+JAX_PLATFORMS=cuda,cpu python -m pytest -n 0 -m device tests/test_device.py
 """
 
 import importlib.util

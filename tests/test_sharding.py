@@ -32,7 +32,7 @@ def one_device(drawn, tmp_path_factory):
     # Adam's first steps are the sign of a gradient even where that is rounding noise around an exact zero, as for the
     # bias of the keys; a larger eps takes this amplification out, and nothing else.
     changes = {"data.instances": 4, "optim.eps": 1e-3, "model.image.layers": 1}
-    config = tiny_config(drawn, eta="0.2/0.4/0.5", **changes)
+    config = tiny_config(drawn, eta="0.3/0.5", modalities="nir/tir", **changes)
     return config, run_steps(config, jax.devices()[:1], tmp_path_factory.mktemp("one"))
 
 

@@ -1,0 +1,59 @@
+"""Equality: two processes with four devices each train and evaluate to what one process with eight does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = """
+import sys
+import jax
+index, count, port, folder, workdir = sys.argv[1:]
+if int(count) > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
+from conftest import open_tiny, tiny_config
+from jax_mmreid import evaluate, train
+changes = {"mesh.data": -1, "data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3}
+config = tiny_config(folder, eta="0.3", **changes)
+data = open_tiny(config, (jax.process_index(), jax.process_count()))
+train.train(config, workdir, data)
+evaluate.evaluate(config, workdir, data)
+"""
+
+
+def run(folder, workdir, count, port):
+    """results.json of a run by `count` processes that share eight virtual devices."""
+    flags = f"--xla_force_host_platform_device_count={8 // count}"
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    command = [sys.executable, "-c", RUN]
+    processes = [
+        subprocess.Popen([*command, str(i), str(count), str(port), str(folder), str(workdir)], env=environment)
+        for i in range(count)
+    ]
+    try:
+        assert [process.wait(timeout=300) for process in processes] == [0] * count
+    finally:
+        for process in processes:
+            process.kill()
+    return json.loads((workdir / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(drawn, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    one, two = (run(drawn, tmp_path / str(count), count, port) for count in (1, 2))
+    assert one["config_hash"] == two["config_hash"]
+    for name, row in one["evals"].items():
+        assert row == pytest.approx(two["evals"][name], abs=1e-6), name
+    lines = [(tmp_path / str(count) / "metrics.jsonl").read_text().splitlines() for count in (1, 2)]
+    assert len(lines[0]) == len(lines[1])
+    for a, b in zip(*map(lambda part: map(json.loads, part), lines)):
+        a, b = ({k: v for k, v in x.items() if k != "samples_per_second"} for x in (a, b))
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
