@@ -48,7 +48,10 @@ class Data(Protocol):
         """Every row of a split once, in order, unaugmented; the last batch is padded with `valid` False."""
 
     def num_rows(self, name: str) -> int:
-        """Rows of a split, padding not counted."""
+        """Rows of a split, padding not counted; raises ValueError for a split that does not exist."""
+
+    def save_masks(self, path: str) -> None:
+        """Writes which training pictures are hidden, and of which file list."""
 
 
 def check(batch: Batch) -> Batch:

@@ -140,7 +140,10 @@ def _require_some(name: str, side: dict, present: dict[str, np.ndarray]) -> None
     some = np.any(columns, axis=0) if columns else np.zeros(1, bool)
     if not some.all():
         row = int(np.argmin(some))
-        raise DataError(f"evals.{name}: row {row} of split {side['split']!r} has none of {', '.join(side['use'])}")
+        raise DataError(
+            f"evals.{name}: row {row} of split {side['split']!r} has none of {', '.join(side['use'])}; "
+            "give it a picture, or take this setting out of config.evals"
+        )
 
 
 def _protocol(row: dict) -> str:
