@@ -27,18 +27,19 @@ def make_mesh(*, data: int, model: int, devices: list | None = None) -> Mesh:
 
 
 def state_sharding(mesh: Mesh, state: Any, rules: tuple[tuple[str, tuple], ...]) -> Any:
-    """A NamedSharding for every leaf of an abstract state; raises ConfigError where an axis does not divide."""
+    """A NamedSharding for every leaf of an abstract state; raises ConfigError where a rule does not fit."""
 
     def one(path, leaf):
         name = "/".join(_key(k) for k in path)
         axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
-        spec = PartitionSpec(*axes) if len(axes) == leaf.ndim else PartitionSpec()
-        for size, axis in zip(leaf.shape, spec):
+        if axes and len(axes) != leaf.ndim:
+            raise ConfigError(f"sharding: {name} {leaf.shape} has {leaf.ndim} axes, its rule {axes} has {len(axes)}")
+        for size, axis in zip(leaf.shape, axes):
             if axis is not None and size % mesh.shape[axis]:
                 raise ConfigError(
                     f"sharding: {name} {leaf.shape} does not divide over {mesh.shape[axis]} devices of axis {axis!r}"
                 )
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(one, state)
 

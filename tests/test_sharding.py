@@ -67,6 +67,12 @@ def test_an_axis_that_does_not_divide_is_named():
         state_sharding(mesh, {"kernel": jax.ShapeDtypeStruct((6, 5), np.float32)}, ((r"kernel", (None, "model")),))
 
 
+def test_a_rule_for_another_number_of_axes_is_named():
+    mesh = make_mesh(data=4, model=2)
+    with pytest.raises(ConfigError, match=r"bias \(6,\) has 1 axes, its rule \(None, 'model'\) has 2"):
+        state_sharding(mesh, {"bias": jax.ShapeDtypeStruct((6,), np.float32)}, ((r"bias", (None, "model")),))
+
+
 def test_a_mesh_that_does_not_fit_is_refused():
     assert make_mesh(data=3, model=2).shape == {"data": 3, "model": 2}
     for data, model in ((5, 2), (0, 2), (-1, 9)):
