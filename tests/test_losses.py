@@ -227,11 +227,6 @@ def test_low_precision_features_are_lifted_to_float32():
 # PyTorch, value and gradient
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="needs PyTorch: pip install jax-mmreid[reference]")
-
-
 def torch_value_and_grad(torch, f, x):
     x = torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True)
     value = f(x)

@@ -84,8 +84,7 @@ def test_noise_multiplies_the_rate_of_every_epoch_but_the_last():
 
 
 @pytest.mark.reference
-def test_the_noise_is_the_one_pytorch_draws():
-    torch = pytest.importorskip("torch", reason="needs the reference extra")
+def test_the_noise_is_the_one_pytorch_draws(torch):
     for t, expected in enumerate(LR_NOISE, start=1):
         generator = torch.Generator().manual_seed(42 + t)
         draws = (torch.randn(1, generator=generator).item() for _ in itertools.count())
@@ -150,8 +149,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.reference
-def test_five_steps_equal_pytorchs_adam():
-    torch = pytest.importorskip("torch", reason="needs the reference extra")
+def test_five_steps_equal_pytorchs_adam(torch):
     params = toy()
     flat = {path: torch.tensor(np.asarray(x)) for path, x in traverse_util.flatten_dict(params).items()}
     groups = [
