@@ -42,8 +42,11 @@ class Experiment(NamedTuple):
 def build(config: ConfigDict, data: Data, devices: list | None = None) -> Experiment:
     """Reads a config once and for all; raises ConfigError for what does not fit together."""
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
-    for key, rows in (("data.identities * data.instances", data.batch_size), ("data.eval_batch_size",) * 2):
-        rows = config.data.eval_batch_size if isinstance(rows, str) else rows
+    sizes = {
+        "data.identities * data.instances": data.batch_size,
+        "data.eval_batch_size": config.data.eval_batch_size,
+    }
+    for key, rows in sizes.items():
         if rows % mesh.shape["data"]:
             raise ConfigError(f"{key} = {rows} does not divide over {mesh.shape['data']} devices of axis 'data'")
     method = _method(config, data)
