@@ -11,6 +11,7 @@ import importlib
 import itertools
 import json
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 
 from ml_collections import ConfigDict
@@ -165,6 +166,15 @@ def difference(saved: dict, config: ConfigDict) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not _is_free(key)
     ]
+
+
+def require_same(saved: Path, config: ConfigDict) -> None:
+    """Raises ConfigError naming what changed if a workdir's config.json is of another run than `config`."""
+    changed = difference(json.loads(saved.read_text()), config)
+    if changed:
+        raise ConfigError(
+            f"workdir {saved.parent} holds a run of another config: {'; '.join(changed[:3])}; choose another --workdir"
+        )
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

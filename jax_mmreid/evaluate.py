@@ -16,7 +16,7 @@ import jax
 from jax_mmreid import __version__, evaluators, experiment
 from jax_mmreid.batch import Data
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, config_hash, difference
+from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, config_hash, require_same
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "l
     saved = workdir / "config.json"
     if not saved.exists():
         raise ConfigError(f"workdir {workdir} holds no run; train one first (the same command with --mode=train)")
-    changed = difference(json.loads(saved.read_text()), config)
-    if changed:
-        raise ConfigError(f"workdir {workdir} holds a run of another config: {'; '.join(changed[:3])}")
+    require_same(saved, config)
     exp = experiment.build(config, data)
     evaluators.check(config, data)
     with Checkpoints(workdir) as checkpoints:

@@ -21,7 +21,7 @@ from jax import Array
 from jax_mmreid import evaluators, experiment, sharding
 from jax_mmreid.batch import Batch, Data, DataError
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import ConfigDict, ConfigError, config_hash, difference, to_json
+from jax_mmreid.config import ConfigDict, config_hash, require_same, to_json
 from jax_mmreid.experiment import Experiment, Phase
 from jax_mmreid.methods import Method
 from jax_mmreid.ops import augment
@@ -152,11 +152,7 @@ def _claim(workdir: Path, config: ConfigDict, data: Data, first: bool, running: 
     """Writes config.json and the masks, or checks that a workdir with a checkpoint holds the same run."""
     path = workdir / "config.json"
     if running and path.exists():
-        changed = difference(json.loads(path.read_text()), config)
-        if changed:
-            raise ConfigError(
-                f"workdir {workdir} holds a run of another config: {'; '.join(changed[:3])}; choose another --workdir"
-            )
+        require_same(path, config)
     elif first:
         path.write_text(json.dumps(to_json(config), indent=2, sort_keys=True) + "\n")
         data.save_masks(workdir / "masks.npz")

@@ -4,8 +4,10 @@ Tests are of four kinds: law (masks, unit norm, padding), oracle (naive loops, P
 resume = no stop) and story (training on drawn data ends where it should).
 """
 
+import importlib.util
 import os
 import tempfile
+from pathlib import Path
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # A step that two tests share is compiled once, in other test processes and in subprocesses too.
@@ -60,6 +62,15 @@ def tiny_config(folder, row="F", eta="0", modalities="rgb/nir/tir", **changes) -
     with config.unlocked():
         config.update_from_flattened_dict(changes)
     return config.lock()
+
+
+def load_config(name, arg="") -> ConfigDict:
+    """`get_config(arg)` of configs/<name>.py, loaded by path as the command line does."""
+    file = Path(__file__).parent.parent / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
 
 
 def open_tiny(config: ConfigDict, shard=(0, 1)):

@@ -1,13 +1,12 @@
 """Configs: what their arguments accept, what names a run, and what every file in configs/ builds."""
 
-import importlib.util
 import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import pytest
-from conftest import tiny_config
+from conftest import load_config, tiny_config
 from flax import traverse_util
 
 from jax_mmreid import experiment, optim
@@ -31,14 +30,6 @@ from jax_mmreid.state import merge
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
 
-def load(file, arg=""):
-    """`get_config(arg)` of a config file, loaded by path as the command line does."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arg)
-
-
 def build(config):
     """The experiment on data of RGBNT201's size: 171 identities, 4 cameras. Shapes only, no array is made."""
     data = SimpleNamespace(
@@ -54,10 +45,6 @@ def build(config):
 
 def count(tree):
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
-def named(name):
-    return Path(__file__).parent.parent / "configs" / f"{name}.py"
 
 
 def test_arguments_take_the_type_of_their_default():
@@ -212,7 +199,7 @@ def test_json_survives_a_file_and_equals_itself():
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_builds_and_watches_a_row_it_has(file):
-    config = load(file)
+    config = load_config(file.stem)
     exp = build(config)
     assert [phase.stop for phase in exp.phases][-1] == config.epochs * 54
     assert config.best.rpartition("/")[0] in config.evals
@@ -222,7 +209,7 @@ def test_every_config_builds_and_watches_a_row_it_has(file):
 
 @pytest.mark.parametrize("row", MISS_REID_ROWS)
 def test_the_quickstart_builds_for_every_row(row):
-    config = load(named("quickstart"), f"row={row},eta=0.1/0.3/0.5")
+    config = load_config("quickstart", f"row={row},eta=0.1/0.3/0.5")
     assert config.missing.eta == (0.1, 0.3, 0.5)
     exp = build(config)
     parts = {"image", "heads"} | ({"structure"} if row in "CDEF" else set())
@@ -246,12 +233,12 @@ def test_the_quickstart_builds_for_every_row(row):
     ],
 )
 def test_rgbnt201_has_the_published_number_of_parameters(row, trained, frozen):
-    state = build(load(named("rgbnt201"), f"row={row}")).abstract
+    state = build(load_config("rgbnt201", f"row={row}")).abstract
     assert (count(state.params), count(state.frozen)) == (trained, frozen)
 
 
 def test_the_widths_of_the_equations_are_the_other_preset():
-    state = build(load(named("rgbnt201"), "preset=equations")).abstract
+    state = build(load_config("rgbnt201", "preset=equations")).abstract
     assert state.params["structure"]["query"].shape == (16, 512)
     assert state.params["inversion"]["fc_1"]["kernel"].shape == (512, 2048)
     assert count(state.params) == 89_662_464
@@ -263,12 +250,12 @@ def test_the_widths_of_the_equations_are_the_other_preset():
 )
 def test_a_row_or_preset_that_does_not_exist_is_refused(arg, message):
     with pytest.raises(ConfigError, match=message):
-        load(named("rgbnt201"), arg)
+        load_config("rgbnt201", arg)
 
 
 @pytest.fixture(scope="module")
 def row_f():
-    config = load(named("quickstart"))
+    config = load_config("quickstart")
     return config, build(config).abstract
 
 

@@ -3,13 +3,10 @@
 JAX_PLATFORMS=cuda,cpu python -m pytest -n 0 -m device tests/test_device.py
 """
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_close, open_tiny, tiny_config
+from conftest import assert_trees_close, load_config, open_tiny, tiny_config
 
 from jax_mmreid import experiment, train
 from jax_mmreid.sharding import to_global
@@ -38,11 +35,7 @@ def test_the_accelerator_agrees_with_the_cpu(drawn):
 
 
 def test_the_published_size_trains_in_bfloat16(drawn):
-    path = Path(__file__).parent.parent / "configs" / "rgbnt201.py"
-    spec = importlib.util.spec_from_file_location("rgbnt201", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("eta=0.3")
+    config = load_config("rgbnt201", "eta=0.3")
     tiny = tiny_config(drawn)
     config.data.update(name="synthetic", data_dir=tiny.data.data_dir, options=tiny.data.options)
     config.data.update(identities=4, instances=2)

@@ -1,6 +1,5 @@
 """Training as a whole: the loop goes on without a seam, freezes what it must, stops when it must, and learns."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -9,7 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_close, open_tiny, start, tiny_config
+from conftest import assert_trees_close, load_config, open_tiny, start, tiny_config
 
 from jax_mmreid import evaluate, experiment, train
 from jax_mmreid.batch import DataError
@@ -186,10 +185,7 @@ def test_evaluation_in_training_is_logged_and_picks_the_best(drawn, tmp_path):
 
 @pytest.mark.slow
 def test_the_quickstart_learns_people_it_has_never_seen(tmp_path):
-    spec = importlib.util.spec_from_file_location("quickstart", "configs/quickstart.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load_config("quickstart")
     config.data.data_dir = str(tmp_path / "drawn")
     data = open_tiny(config)
     train.train(config, tmp_path / "run", data)

@@ -96,9 +96,10 @@ class MissReID:
             present, _, feats = self._towers(params, batch)
             return memory.accumulate(sums, counts, feats, batch["label"], present & batch["valid"][:, None])
 
+        params = state.variables["params"]
         sums, counts = memory.start(*state.memory["proto"].shape)
         for batch in batches:
-            sums, counts = add(state.variables["params"], sums, counts, batch)
+            sums, counts = add(params, sums, counts, batch)
         proto, has_visual = memory.finish(sums, counts)
         return state.replace(memory=state.memory | {"proto": proto, "has_visual": has_visual})
 
@@ -189,9 +190,8 @@ class MissReID:
             features["structure"] = self._structure(params, tokens)
         elif self.missing_fill == "encode_zero_image":
             zeros = jnp.zeros_like(next(iter(batch["images"].values())))
-            features["blank"] = self.image.apply({"params": params["image"]}, zeros, self._camera(batch["camid"]))[1][
-                :, 0
-            ]
+            _, projected = self.image.apply({"params": params["image"]}, zeros, self._camera(batch["camid"]))
+            features["blank"] = projected[:, 0]
         return features
 
     def embed(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> Array:

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jax_mmreid.ops import masked
+
 
 class BatchNorm(nn.Module):
     """BatchNorm1d with a mask, scale 1 trainable, no bias; statistics of the rows in `where` only.
@@ -24,9 +26,9 @@ class BatchNorm(nn.Module):
         if train:
             count = where.sum().astype(jnp.float32)
             rows = where[:, None]
-            x = jnp.where(rows, x, 0.0)  # first: NaN times a gradient of zero is NaN
-            mean = x.sum(0) / jnp.maximum(count, 1.0)
-            var = jnp.where(rows, jnp.square(x - mean), 0.0).sum(0) / jnp.maximum(count, 1.0)
+            x = masked.blank(x, where)  # first: NaN times a gradient of zero is NaN
+            mean = masked.mean(x, rows, axis=0)
+            var = masked.mean(jnp.square(x - mean), rows, axis=0)
             if not self.is_initializing():
                 keep = jnp.where(count > 0, self.momentum, 1.0)
                 unbiased = var * count / jnp.maximum(count - 1.0, 1.0)
