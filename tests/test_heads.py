@@ -7,62 +7,63 @@ import pytest
 from flax import traverse_util
 from parity import close, init, jitted, load, normal, randomized, shapes, stds
 
-from jax_mmreid.models.heads import BatchNorm, Head
+from jax_mmreid.models.heads import GeM, Head
 from jax_mmreid.models.language import Inversion, inject, template
 from jax_mmreid.models.structure import StructureQueries
 
 B, WIDTH = 3, 14
 
 
+# Pooling.
+
+
+def gem(x, p=3.0):
+    return GeM().apply({"params": {"p": jnp.array([p])}}, x)
+
+
+GOLDEN = np.cos(0.7 * np.arange(48)).astype(np.float32).reshape(2, 3, 4, 2).transpose(0, 2, 3, 1)
+
+
+def test_pooling_gives_the_numbers_of_the_official_code():
+    expected = [
+        [0.5670705437660217, 0.6190837025642395, 0.6197916269302368],
+        [0.6197970509529114, 0.6198040246963501, 0.6198120713233948],
+    ]
+    close(gem(GOLDEN), expected, 1e-5)
+    assert jax.grad(lambda p: gem(GOLDEN, p).sum())(3.0) == pytest.approx(0.44431009888648987, abs=1e-5)
+
+
+def test_pooling_runs_from_the_mean_to_the_maximum():
+    x = np.abs(normal(0, 2, 3, 4, 5)) + 0.1
+    close(gem(x, 1.0), x.mean((1, 2)), 1e-5)
+    close(gem(x, 500.0), x.max((1, 2)), 0.03)
+    assert (gem(x) > x.mean((1, 2))).all()
+    assert (gem(x) < x.max((1, 2))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("p", [3.0, 30.0])
+def test_an_empty_map_pools_to_the_floor_with_finite_gradients(p, dtype):
+    x = jnp.zeros((2, 3, 4, 5), dtype)
+    assert gem(x, p).dtype == jnp.float32
+    np.testing.assert_allclose(gem(x, p), np.full((2, 5), 1e-6), rtol=1e-4)
+    grads = jax.grad(lambda p, x: gem(x, p).sum(), argnums=(0, 1))(p, x)
+    assert all(np.isfinite(leaf.astype(jnp.float32)).all() for leaf in grads)
+
+
+def test_pooling_has_one_exponent_for_all_channels():
+    params = GeM().init(jax.random.PRNGKey(0), GOLDEN)["params"]
+    assert params.keys() == {"p"}
+    np.testing.assert_array_equal(params["p"], [3.0])
+
+
 # The training head.
-
-
-def neck(x, where, stats, scale=None, *, train=True):
-    """(output, new statistics) of the neck."""
-    scale = np.ones(x.shape[1], np.float32) if scale is None else scale
-    variables = {"params": {"scale": scale}, "batch_stats": stats}
-    y, updated = BatchNorm().apply(variables, x, where, train=train, mutable=["batch_stats"])
-    return y, updated["batch_stats"]
-
-
-def fresh_stats(dim):
-    return {"mean": jnp.zeros(dim), "var": jnp.ones(dim)}
-
 
 ROWS = np.array([True, False, True, True, False, True, False])
 
 
-@pytest.mark.reference
-@pytest.mark.parametrize("where", [np.ones(7, bool), ROWS], ids=["all", "some"])
-def test_the_neck_equals_pytorch_on_the_rows_that_exist(torch, where):
-    reference = torch.nn.BatchNorm1d(5)
-    scale = 1 + normal(0, 5)
-    reference.weight.data = torch.tensor(scale)
-    stats = fresh_stats(5)
-    for step in range(4):
-        x = 2 + 3 * normal(step, 7, 5)
-        y, stats = neck(x, where, stats, scale)
-        close(y[where], reference(torch.tensor(x[where])).detach(), 1e-5)
-        close(stats["mean"], reference.running_mean, 1e-5)
-        close(stats["var"], reference.running_var, 1e-5)
-    x = normal(9, 7, 5)
-    y, after = neck(x, where, stats, scale, train=False)
-    close(y[where], reference.eval()(torch.tensor(x[where])).detach(), 1e-5)
-    np.testing.assert_array_equal(after["mean"], stats["mean"])
-
-
-def test_a_neck_without_rows_keeps_its_statistics_and_stays_finite():
-    x, none = normal(0, 7, 5), np.zeros(7, bool)
-    _, stats = neck(x, np.ones(7, bool), fresh_stats(5))
-
-    def scalar(scale, x):
-        y, after = neck(x, none, stats, scale)
-        return jnp.square(y).sum(), (y, after)
-
-    grads, (y, after) = jax.grad(scalar, argnums=(0, 1), has_aux=True)(jnp.ones(5), x)
-    for name in stats:
-        np.testing.assert_array_equal(after[name], stats[name])
-    assert all(np.isfinite(leaf).all() for leaf in (y, *grads))
+def fresh_stats(dim):
+    return {"mean": jnp.zeros(dim), "var": jnp.ones(dim)}
 
 
 @pytest.mark.parametrize("filler", [np.nan, np.inf, 1e4])
@@ -81,12 +82,30 @@ def test_what_masked_rows_hold_reaches_neither_statistics_nor_gradients(filler):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_the_head_has_no_bias():
+@pytest.mark.parametrize("bias", [False, True], ids=["scale", "bias"])
+def test_the_head_has_a_bias_only_where_asked(bias):
     x = normal(0, 7, 5)
-    logits, variables = Head(11).init_with_output(jax.random.PRNGKey(0), x, ROWS, train=False)
+    logits, variables = Head(11, neck_bias=bias).init_with_output(jax.random.PRNGKey(0), x, ROWS, train=False)
     found = {"/".join(path): leaf.shape for path, leaf in traverse_util.flatten_dict(variables["params"]).items()}
-    assert found == {"neck/scale": (5,), "classifier/kernel": (5, 11)}
+    expected = {"neck/scale": (5,), "classifier/kernel": (5, 11)}
+    assert found == expected | ({"neck/bias": (5,)} if bias else {})
     assert logits.shape == (7, 11)
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_the_logits_are_linear_in_the_neck(train):
+    head, x = Head(11, neck_bias=True), normal(0, 7, 5)
+    params = randomized(shapes(head, x, train=False))
+    stats = {"neck": {"mean": normal(1, 5), "var": 1 + np.abs(normal(2, 5))}}
+    variables = {"params": params, "batch_stats": stats}
+    options = dict(train=train, mutable=["batch_stats"])
+    neck, after = head.apply(variables, x, method="normalised", **options)
+    logits, expected = head.apply(variables, x, np.ones(7, bool), **options)
+    close(neck @ params["classifier"]["kernel"], logits, 1e-5)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), after, expected)
+    if not train:
+        y = (x - stats["neck"]["mean"]) / np.sqrt(stats["neck"]["var"] + 1e-5)
+        close(neck, y * params["neck"]["scale"] + params["neck"]["bias"], 1e-5)
 
 
 # The structure queries.

@@ -1,0 +1,266 @@
+"""The dual-stem ResNet-50 against PyTorch's functions, and the laws of its stems and of what they share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from parity import close, init, normal, randomized, shapes, stds, to_torch
+
+from jax_mmreid.models.heads import GeM
+from jax_mmreid.models.resnet import Bottleneck, ResNet50, Stem
+
+BLOCKS = {1: 3, 2: 4, 3: 6, 4: 3}
+IMAGES = {"rgb": normal(1, 5, 64, 32, 3), "ir": normal(2, 3, 64, 32, 3)}
+STANDARD = dict(stem_relu=True, last_stride=2)  # the classifier of He et al.
+
+
+@functools.cache
+def random_variables():
+    """Weights under which a signal keeps its size, with no scale 1, no bias 0 and no statistics at rest."""
+    model = jax.eval_shape(lambda: ResNet50().init(jax.random.PRNGKey(0), IMAGES, train=False))
+    flat = traverse_util.flatten_dict(model)
+    drawn = {path: normal([3, i], *x.shape) for i, (path, x) in enumerate(flat.items())}
+    for path, z in drawn.items():
+        if path[-1] == "kernel":
+            drawn[path] = z * np.float32((2 / np.prod(z.shape[:-1])) ** 0.5)
+        elif path[-1] == "var":
+            drawn[path] = 1 + 0.1 * np.abs(z)
+        elif path[-1] == "scale":
+            drawn[path] = (1 + 0.1 * z) * np.float32(0.2 if path[-2] == "bn3" else 1)
+        else:
+            drawn[path] = 0.1 * z
+    return traverse_util.unflatten_dict(drawn)
+
+
+def settled(variables):
+    """The same with every ReLU open or shut for good.
+
+    Near zero float32 and float64 disagree about a sign now and then. That is no error in the map, but one of 1e-2 in
+    the gradients, of PyTorch in float32 as well.
+    """
+    flat = dict(traverse_util.flatten_dict(variables["params"]))
+    for (*path, leaf), x in flat.items():
+        if leaf == "scale":
+            flat[*path, leaf] = 0.5 * np.sign(x) + 0.1 * (x - 1)
+        elif leaf == "bias":
+            flat[*path, leaf] = 3 * (np.sign(x) if path[-1] in ("bn1", "bn2") else np.ones_like(x))
+    return variables | {"params": traverse_util.unflatten_dict(flat)}
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _evaluate(variables, images, options):
+    return ResNet50(**dict(options)).apply(variables, images, train=False)
+
+
+def evaluate(images, **options):
+    return _evaluate(random_variables(), images, tuple(options.items()))
+
+
+WEIGHTS = normal(4, 8, 4, 2, 2048)
+
+
+@jax.jit
+def train(variables, images):
+    """(gradients of a weighted sum of the map, (map, new statistics))."""
+
+    def scalar(params):
+        x, updated = ResNet50().apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return (x * WEIGHTS).sum(), (x, updated["batch_stats"])
+
+    return jax.grad(scalar, has_aux=True)(variables["params"])
+
+
+# Against PyTorch.
+
+
+def torch_resnet(torch, tensors, images, *, train, stem_relu=False, last_stride=1):
+    """The map [B,2048,h,w] of the same network in PyTorch's functions; writes running statistics when `train`."""
+    F = torch.nn.functional  # noqa: N806
+
+    def conv(x, name, stride=1, padding=0):
+        return F.conv2d(x, tensors[f"{name}.weight"], stride=stride, padding=padding)
+
+    def bn(x, name):
+        mean, var, weight, bias = (tensors[f"{name}.{leaf}"] for leaf in ("mean", "var", "weight", "bias"))
+        return F.batch_norm(x, mean, var, weight, bias, training=train)
+
+    parts = []
+    for name in ("rgb", "ir"):
+        x = torch.tensor(images[name]).double().permute(0, 3, 1, 2)
+        x = bn(conv(x, f"{name}_stem.conv", stride=2, padding=3), f"{name}_stem.bn")
+        parts.append(F.max_pool2d(F.relu(x) if stem_relu else x, 3, stride=2, padding=1))
+    x = torch.cat(parts)
+    for layer, blocks in BLOCKS.items():
+        for i in range(blocks):
+            name, stride = f"layer{layer}_{i}", 1
+            shortcut = x
+            if i == 0:
+                stride = {1: 1, 4: last_stride}.get(layer, 2)
+                shortcut = bn(conv(x, f"{name}.downsample_conv", stride), f"{name}.downsample_bn")
+            x = F.relu(bn(conv(x, f"{name}.conv1"), f"{name}.bn1"))
+            x = F.relu(bn(conv(x, f"{name}.conv2", stride, padding=1), f"{name}.bn2"))
+            x = F.relu(bn(conv(x, f"{name}.conv3"), f"{name}.bn3") + shortcut)
+    return x
+
+
+def torch_tensors(torch, variables):
+    tensors = {name: torch.tensor(x) for name, x in to_torch(variables["batch_stats"]).items()}
+    for name, x in to_torch(variables["params"]).items():
+        tensors[name] = torch.tensor(x, requires_grad=True)
+    return tensors
+
+
+def relative(a, b):
+    return np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(b)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("options", [{}, STANDARD], ids=["tvi_lfm", "standard"])
+def test_the_map_equals_pytorch_in_evaluation(torch, options):
+    with torch.no_grad():
+        expected = torch_resnet(torch, torch_tensors(torch, random_variables()), IMAGES, train=False, **options)
+    expected = expected.permute(0, 2, 3, 1)
+    found = evaluate(IMAGES, **options)
+    assert found.shape == expected.shape
+    assert relative(found, expected) < 1e-5
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("change, tolerance", [(dict, 0.05), (settled, 1e-3)], ids=["random", "settled"])
+def test_map_statistics_and_gradients_equal_pytorch_in_training(torch, change, tolerance):
+    variables = change(random_variables())
+    tensors = torch_tensors(torch, variables)
+    expected = torch_resnet(torch, tensors, IMAGES, train=True)
+    (expected * torch.tensor(WEIGHTS).permute(0, 3, 1, 2)).sum().backward()
+    grads, (found, stats) = train(variables, IMAGES)
+    assert relative(found, expected.detach().permute(0, 2, 3, 1)) < 1e-4
+    for name, x in to_torch(stats).items():
+        assert relative(x, tensors.pop(name)) < 1e-4, name
+    for name, x in to_torch(grads).items():
+        expected = tensors.pop(name).grad.numpy()
+        # Norms are near 100, or 0 for a bias that passes an open ReLU and is taken off again by the next BatchNorm.
+        assert np.linalg.norm(x - expected) < tolerance * (1 + np.linalg.norm(expected)), name
+    assert not tensors
+
+
+# Stems.
+
+
+def stem(relu, bias=None):
+    module, x = Stem(relu), normal(0, 3, 22, 14, 3)
+    params = randomized(shapes(module, x, train=False))
+    if bias is not None:
+        params["bn"]["bias"] = jnp.full(64, bias)
+    return module.apply({"params": params}, x, train=True, mutable=["batch_stats"])[0]
+
+
+def test_a_stem_is_rectified_only_where_asked():
+    assert stem(False).min() < 0
+    assert stem(True).min() == 0
+    close(stem(True), np.maximum(stem(False), 0), 0)
+
+
+def test_no_padding_wins_the_maximum():
+    assert stem(False, bias=-100.0).max() < 0
+
+
+def test_pixels_of_one_modality_reach_its_own_stem_and_the_shared_trunk_only():
+    changed = IMAGES | {"ir": 3 + 2 * normal(5, *IMAGES["ir"].shape)}
+    (_, (_, before)), (_, (_, after)) = (train(random_variables(), images) for images in (IMAGES, changed))
+    jax.tree.map(np.testing.assert_array_equal, after["rgb_stem"], before["rgb_stem"])
+    for name in before.keys() - {"rgb_stem"}:
+        for path, x in traverse_util.flatten_dict(before[name]).items():
+            assert not np.allclose(x, traverse_util.flatten_dict(after[name])[path], atol=1e-4), (name, path)
+
+
+def test_a_joint_pass_equals_one_pass_for_each_modality_in_the_order_of_the_stems():
+    joint = evaluate(dict(reversed(IMAGES.items())))
+    parts = [evaluate({name: IMAGES[name]}) for name in ("rgb", "ir")]
+    assert relative(joint, np.concatenate(parts)) < 1e-5
+
+
+def test_other_modalities_get_stems_of_their_own():
+    names = ("nir", "rgb", "tir")
+    params = shapes(ResNet50(names), dict.fromkeys(names, IMAGES["ir"]), train=False)
+    assert {name for name in params if name.endswith("stem")} == {f"{name}_stem" for name in names}
+
+
+def test_images_without_a_stem_are_refused():
+    for images in ({}, {"nir": IMAGES["ir"]}, IMAGES | {"nir": IMAGES["ir"]}):
+        with pytest.raises(ValueError, match="stems are for .'rgb', 'ir'"):
+            jax.eval_shape(lambda images: ResNet50().apply(random_variables(), images, train=False), images)
+    with pytest.raises(ValueError, match="initialisation needs all"):
+        shapes(ResNet50(), {"rgb": IMAGES["rgb"]}, train=False)
+
+
+# Shapes and starting values.
+
+
+@pytest.mark.parametrize(
+    "size, last_stride, expected",
+    [((288, 144), 1, (18, 9)), ((96, 48), 1, (6, 3)), ((256, 128), 1, (16, 8)), ((256, 128), 2, (8, 4))],
+)
+def test_the_map_has_the_published_size(size, last_stride, expected):
+    images = {"rgb": jnp.zeros((2, *size, 3)), "ir": jnp.zeros((3, *size, 3))}
+    model = ResNet50(last_stride=last_stride)
+    found = jax.eval_shape(lambda images: model.apply(random_variables(), images, train=False), images)
+    assert found.shape == (5, *expected, 2048)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_the_parameters_are_counted_to_the_unit():
+    params = dict(shapes(ResNet50(), IMAGES, train=False))
+    pooling = shapes(GeM(), jnp.zeros((1, 2, 2, 2048)))
+    assert count([params, pooling]) == 23_517_569
+    assert count(params.pop("rgb_stem")) == count(params.pop("ir_stem")) == 9_536
+    assert count(params) == 23_498_496
+
+
+def test_the_tree_is_the_one_that_imported_weights_fill():
+    layers = {f"{name}_stem/{part}" for name in ("rgb", "ir") for part in ("conv", "bn")}
+    for layer, blocks in BLOCKS.items():
+        layers |= {f"layer{layer}_{i}/{part}{k}" for i in range(blocks) for part in ("conv", "bn") for k in (1, 2, 3)}
+        layers |= {f"layer{layer}_0/downsample_{part}" for part in ("conv", "bn")}
+    convs = {path for path in layers if "conv" in path}
+    expected = {"params": {f"{path}/kernel" for path in convs}, "batch_stats": set()}
+    for path in layers - convs:
+        expected["params"] |= {f"{path}/scale", f"{path}/bias"}
+        expected["batch_stats"] |= {f"{path}/mean", f"{path}/var"}
+    found = {name: set(traverse_util.flatten_dict(tree, sep="/")) for name, tree in random_variables().items()}
+    assert found == expected
+
+
+def test_weights_start_as_he_normal_by_fan_out():
+    found = stds(init(Stem(), jnp.zeros((1, 4, 4, 3)), train=False))
+    assert found["conv/kernel"] == pytest.approx((2 / (7 * 7 * 64)) ** 0.5, rel=0.05)
+    params = init(Bottleneck(64, 2), jnp.zeros((1, 4, 4, 128)), train=False)
+    found = stds(params)
+    for name, fan_out in (("conv1", 64), ("conv2", 9 * 64), ("conv3", 256), ("downsample_conv", 256)):
+        assert found[f"{name}/kernel"] == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
+        assert np.abs(params[name]["kernel"]).max() > 3 * found[f"{name}/kernel"], "truncated"
+    for name in ("bn1", "bn2", "bn3", "downsample_bn"):
+        np.testing.assert_array_equal(params[name]["scale"], np.ones_like(params[name]["scale"]))
+        np.testing.assert_array_equal(params[name]["bias"], np.zeros_like(params[name]["bias"]))
+
+
+# Precision.
+
+
+def test_bfloat16_stays_near_float32_and_statistics_stay_float32():
+    @jax.jit
+    def forward(variables, images):
+        return ResNet50(dtype=jnp.bfloat16).apply(variables, images, train=True, mutable=["batch_stats"])
+
+    found, updated = forward(random_variables(), IMAGES)
+    _, (expected, stats) = train(random_variables(), IMAGES)
+    assert found.dtype == jnp.float32
+    assert relative(found, expected) < 0.06
+    for path, x in traverse_util.flatten_dict(updated["batch_stats"]).items():
+        assert x.dtype == jnp.float32, path
+        assert relative(x, traverse_util.flatten_dict(stats)[path]) < 0.01, path
