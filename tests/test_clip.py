@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import assert_trees_close
 from parity import close, init, jitted, load, normal, randomized, shapes, stds, to_torch
 
 from jax_mmreid.models.clip import ImageTower, TextTower
@@ -176,6 +177,49 @@ def test_half_precision_stays_close_and_returns_float32(image_params, text_param
         assert a.dtype == jnp.float32
         error = np.linalg.norm(a - b) / np.linalg.norm(b)
         assert 1e-4 < error < 0.05, error
+
+
+def test_the_class_token_alone_can_be_projected(image_params):
+    images, camera = image_inputs()
+    tokens, projected = encode(image_params, images, camera)
+    same, alone = encode(image_params, images, camera, project_all=False)
+    np.testing.assert_array_equal(same, tokens)
+    assert alone.shape == (B, 1, DIM)
+    close(alone, projected[:, :1], 1e-6)
+
+
+@pytest.mark.parametrize("change", [dict(remat=True), dict(scan=True), dict(remat=True, scan=True)], ids=str)
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_remat_and_scan_change_neither_parameters_nor_results(image_params, text_params, kind, change):
+    if kind == "image":
+        plain, params, inputs = ImageTower(**IMAGE), image_params, image_inputs()
+    else:
+        plain, params, inputs = TextTower(**TEXT), text_params, (normal(4, B, LENGTH, WIDTH), np.array([6, 2, 4]))
+    changed = plain.clone(**change)
+    for a, b in zip(jax.tree.leaves(init(changed, *inputs)), jax.tree.leaves(init(plain, *inputs)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    def gradients(tower):
+        def scalar(params):
+            outputs = tower.apply({"params": params}, *inputs)
+            return sum(jnp.tanh(x).sum() for x in jax.tree.leaves(outputs)), outputs
+
+        return jax.jit(jax.grad(scalar, has_aux=True))(params)
+
+    assert_trees_close(gradients(changed), gradients(plain), atol=1e-5, rtol=1e-5)
+
+
+def test_scan_compiles_one_block_and_remat_recomputes_it():
+    def program(**change):
+        tower = ImageTower(**IMAGE | dict(layers=5) | change)
+        params = shapes(tower, normal(1, B, H, W, 3))
+        loss = lambda params: tower.apply({"params": params}, normal(1, B, H, W, 3))[1].sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    products = {name: program(**{name: True}).count("dot_general[") for name in ("scan", "remat")}
+    plain = program().count("dot_general[")
+    assert products["scan"] < plain / 3
+    assert products["remat"] > plain * 1.2
 
 
 # The text tower.

@@ -1,8 +1,15 @@
 """CLIP's image and text transformers (Radford et al., 2021), for any image grid.
 
 Pre-norm blocks, QuickGELU, LayerNorm eps 1e-5. Matrix products run in `dtype`; LayerNorm and softmax in float32.
-Parameters are float32 and start as CLIP's own do.
+Parameters are float32 and start as CLIP's own do. ViT-B/16 is patch 16, width 768, 12 layers, 12 heads, dim 512; B/32
+differs in the patch; L/14 is patch 14, width 1024, 24 layers, 16 heads, dim 768 with a text tower 768 wide.
+
+`remat` recomputes a block's inside in the backward pass instead of keeping it, `scan` compiles one block for all
+layers; neither touches the parameters.
 """
+
+import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -69,11 +76,44 @@ class Block(nn.Module):
         return x + nn.Dense(width, kernel_init=init_out, dtype=self.dtype, name="proj")(quick_gelu(y))
 
 
+def run_blocks(tower: nn.Module, x: Array, *, causal: bool) -> Array:
+    """The transformer of a tower, whose parameters are `block_0` and on: [B,N,D] -> [B,N,D]."""
+    # The loop of a scan already keeps XLA from undoing the recomputation.
+    kind = nn.remat(Block, prevent_cse=not tower.scan) if tower.remat else Block
+    block = functools.partial(kind, tower.heads, causal, tower.layers, tower.dtype)
+    names = [f"block_{i}" for i in range(tower.layers)]
+    if not tower.scan or tower.is_initializing():
+        for name in names:
+            x = block(name=name)(x)
+        return x
+    layer, params = block(parent=None), tower.variables["params"]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
+    return jax.lax.scan(lambda x, own: (layer.apply({"params": own}, x), None), x, stacked)[0]
+
+
+def resize_positions(table: Array, grid: tuple[int, int]) -> Array:
+    """A position table for another grid: [1+g*g,D] -> [1+rows*cols,D], the class token's row untouched.
+
+    Bilinear with half-pixel centres and no antialiasing, as the public code of this line of work has it. A table
+    whose patches are not a square, which no published one is, passes if its count is right. Raises ValueError else.
+    """
+    rows, cols = grid
+    side = math.isqrt(len(table) - 1)
+    if (side, side) == grid or (side * side != len(table) - 1 == rows * cols):
+        return table
+    if side * side != len(table) - 1:
+        raise ValueError(f"a position table of {len(table) - 1} patches is not square and not of a grid {rows}x{cols}")
+    patches = jnp.asarray(table[1:], jnp.float32).reshape(side, side, -1)
+    patches = jax.image.resize(patches, (rows, cols, patches.shape[-1]), "bilinear", antialias=False)
+    return jnp.concatenate([jnp.asarray(table[:1], jnp.float32), patches.reshape(rows * cols, -1)])
+
+
 class ImageTower(nn.Module):
     """CLIP's vision transformer. The grid is the image's: H/patch x W/patch.
 
     images [B,H,W,3] float, camera [B,C] one-hot (an all-zero row adds nothing)
-        -> class and patch tokens after the last LayerNorm [B,1+N,width], and the same projected [B,1+N,dim].
+        -> class and patch tokens after the last LayerNorm [B,1+N,width], and the same projected [B,1+N,dim];
+        without `project_all` the class token is the only one that is projected, as in CLIP: [B,1,dim].
     The camera table (TransReID's side information, coefficient 1) is added to the class token only.
     """
 
@@ -83,6 +123,9 @@ class ImageTower(nn.Module):
     heads: int
     dim: int
     position_std: float = 0.0  # 0: CLIP's own, width^-0.5
+    project_all: bool = True
+    remat: bool = False
+    scan: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -105,8 +148,7 @@ class ImageTower(nn.Module):
         std = self.position_std or scale
         position = self.param("position_embedding", nn.initializers.normal(std), x.shape[1:])
         x = LayerNorm(name="ln_pre")(x + position.astype(x.dtype))
-        for i in range(self.layers):
-            x = Block(self.heads, False, self.layers, self.dtype, name=f"block_{i}")(x)
+        x = run_blocks(self, x, causal=False)
         x = LayerNorm(name="ln_post")(x)
         projected = nn.Dense(
             self.dim,
@@ -114,7 +156,7 @@ class ImageTower(nn.Module):
             kernel_init=nn.initializers.normal(scale),
             dtype=self.dtype,
             name="projection",
-        )(x)
+        )(x if self.project_all else x[:, :1])
         return x.astype(jnp.float32), projected.astype(jnp.float32)
 
 
@@ -127,6 +169,8 @@ class TextTower(nn.Module):
     layers: int
     heads: int
     dim: int
+    remat: bool = False
+    scan: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -134,14 +178,13 @@ class TextTower(nn.Module):
         self.position_embedding = self.param(
             "position_embedding", nn.initializers.normal(0.01), (self.context, self.width)
         )
-        self.block = [Block(self.heads, True, self.layers, self.dtype) for _ in range(self.layers)]
-        self.ln_final = LayerNorm()
         self.projection = self.param("projection", nn.initializers.normal(self.width**-0.5), (self.width, self.dim))
 
     def embed(self, ids: Array) -> Array:
         """Token embeddings without positions: ids [...,L] -> [...,L,width]."""
         return self.token_embedding[ids]
 
+    @nn.compact
     def __call__(self, embeddings: Array, end: Array | int) -> Array:
         """The feature at token `end` of each row: embeddings [B,L,width] with L <= context -> [B,dim].
 
@@ -149,7 +192,6 @@ class TextTower(nn.Module):
         """
         length = embeddings.shape[-2]
         x = (embeddings + self.position_embedding[:length]).astype(self.dtype)
-        for block in self.block:
-            x = block(x)
-        x = self.ln_final(x[jnp.arange(x.shape[0]), end])  # only the end token is projected
+        x = run_blocks(self, x, causal=True)
+        x = LayerNorm(name="ln_final")(x[jnp.arange(x.shape[0]), end])  # only the end token is projected
         return jnp.matmul(x, self.projection.astype(self.dtype)).astype(jnp.float32)
