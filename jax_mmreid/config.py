@@ -26,6 +26,8 @@ FREE = (
     "data.data_dir",
     "data.threads",
     "data.eval_batch_size",
+    "model.remat",
+    "model.scan",
 )
 
 BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -58,6 +60,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             # Which training pictures are hidden: a rate per modality in the order of data.modalities.
             missing=dict(eta=(0.0, 0.0, 0.0), seed=0, mode="bernoulli", all_missing="repair", mask_file=""),
             aug=dict(flip=0.5, pad=10, erase=0.5, sync="none", mean=0.5, std=0.5),
+            init="",  # weights to start from: a folder of tools.convert, the workdir of a run, or a .safetensors file
             model={},
             weights={},  # a factor for every loss term that the method returns
             # (start epoch counted from 0, method options, trainable groups), in the order of their start

@@ -24,6 +24,7 @@ from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import ConfigDict, config_hash, require_same, to_json
 from jax_mmreid.experiment import Experiment, Phase
 from jax_mmreid.methods import Method
+from jax_mmreid.models import pretrained
 from jax_mmreid.ops import augment
 from jax_mmreid.state import TrainState, merge, streams
 from jax_mmreid.writer import Writer
@@ -125,7 +126,7 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
 
 
 def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints: Checkpoints) -> TrainState:
-    """The state of the last checkpoint, or a new one whose method has seen the training data once."""
+    """The state of the last checkpoint, or a new one, from `config.init`, whose method has seen the training data."""
     last = checkpoints.last()
     if last is not None:
         saved = checkpoints.meta(last)
@@ -136,6 +137,8 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
             )
         return checkpoints.restore(last, exp.abstract)
     state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
+    if config.init:
+        state = pretrained.start_from(state, pretrained.load(config.init), data.image_size)
     checkpoints.save_frozen(state.frozen)
     normalise = jax.jit(functools.partial(augment.normalise, mean=config.aug.mean, std=config.aug.std))
 

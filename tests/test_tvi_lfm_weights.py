@@ -1,0 +1,119 @@
+"""Oracle: weights in the official TVI-LFM layout give the numbers that the official code gives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tvi_lfm_golden as golden
+from flax import traverse_util
+
+from jax_mmreid.models import layouts
+from jax_mmreid.models.clip import TextTower
+from jax_mmreid.models.heads import GeM, Head
+from jax_mmreid.models.resnet import ResNet50, Stem
+
+EVAL = golden.GOLDENS["eval"]
+
+
+@pytest.fixture(scope="module")
+def variables():
+    weights = layouts.to_ours(golden.state_dict(), "tvi_lfm", {})
+    return traverse_util.unflatten_dict({path: jnp.asarray(x) for path, x in weights.items()}, sep="/")
+
+
+@pytest.fixture(scope="module")
+def apply(variables):
+    """A module applied to inputs, compiled, with the weights of one part."""
+
+    def run(module, part, *args, **options):
+        parts = {name: variables[name].get(part, {}) for name in ("params", "batch_stats")}
+        return jax.jit(functools.partial(module.apply, parts, **options))(*args)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def feats(apply):
+    """Unnormalised features [8,2048] by kind."""
+    maps = {
+        name: apply(ResNet50(), "image", {name: golden.images(view)}, train=False)
+        for name, view in (("rgb", 0), ("ir", 2))
+    }
+    tower = TextTower(vocab=49408, context=77, width=512, layers=12, heads=8, dim=2048)
+
+    def text(ids):
+        return apply(tower, "text", apply(tower, "text", ids, method="embed"), ids.argmax(axis=1))
+
+    found = {name: apply(GeM(), "pool", x) for name, x in maps.items()}
+    found |= {"text_rgb": text(golden.tokens(1, 0)), "text_ir": text(golden.tokens(3, 2))}
+    found["fusion"] = found["ir"] + found["text_rgb"] - found["text_ir"]
+    return found | {"rgb_map": maps["rgb"]}
+
+
+@pytest.fixture(scope="module")
+def embeds(apply, feats):
+    """Unit vectors behind the neck."""
+
+    def embed(x):
+        x = apply(Head(golden.CLASSES, neck_bias=True), "head", x, method="normalised")
+        return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+    sources = {"gallery_rgb": "rgb", "query_fusion": "fusion", "query_ir": "ir", "query_text": "text_rgb"}
+    return {name: embed(feats[source]) for name, source in sources.items()}
+
+
+def test_the_stem(variables):
+    parts = {name: variables[name]["image"]["rgb_stem"] for name in ("params", "batch_stats")}
+    x = Stem().apply(parts, golden.images(0), train=False).transpose(0, 3, 1, 2)
+    assert list(x.shape) == EVAL["rgb_stem_shape"]
+    golden.check(x, EVAL["rgb_stem"], 1e-5)
+    assert float(x.min()) == pytest.approx(EVAL["rgb_stem_min"], rel=1e-5)
+
+
+def test_the_map_of_the_trunk(feats):
+    x = feats["rgb_map"].transpose(0, 3, 1, 2)
+    assert list(x.shape) == EVAL["rgb_map_shape"]
+    golden.check(x, EVAL["rgb_map"], 1e-4)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs", [("rgb", "rgb_pool"), ("ir", "ir_pool"), *[(k, k) for k in ("text_rgb", "text_ir", "fusion")]]
+)
+def test_features(feats, ours, theirs):
+    golden.check(feats[ours], EVAL[theirs], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["gallery_rgb", "query_fusion", "query_ir", "query_text"])
+def test_retrieval_vectors(embeds, name):
+    golden.check(embeds[name], EVAL[name], 1e-5)
+
+
+def test_scores_of_all_three_queries(embeds):
+    queries = embeds["query_fusion"] + embeds["query_ir"] + embeds["query_text"]
+    np.testing.assert_allclose(queries[0] @ embeds["gallery_rgb"].T, EVAL["mer_score_row0"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "classes, total", [(395, 88_545_154), (206, 88_158_082), (713, 89_196_418)], ids=["sysu", "regdb", "llcm"]
+)
+def test_parameter_counts(classes, total):
+    images = {name: jnp.zeros((1, 32, 32, 3)) for name in ("rgb", "ir")}
+    tower = TextTower(vocab=49408, context=77, width=512, layers=12, heads=8, dim=2048)
+
+    def init():
+        key = jax.random.PRNGKey(0)
+        return {
+            "image": ResNet50().init(key, images, train=False)["params"],
+            "pool": GeM().init(key, jnp.ones((1, 2, 2, 2048)))["params"],
+            "text": tower.init(key, jnp.zeros((1, 77, 512)), 0)["params"],
+            "head": Head(classes, neck_bias=True).init(key, jnp.zeros((1, 2048)), train=False)["params"],
+            "logit_scale": jnp.zeros(()),
+        }
+
+    counts = {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in jax.eval_shape(init).items()}
+    assert counts["image"] + counts["pool"] == 23_517_569
+    assert counts["text"] == 64_214_528
+    assert counts["head"] == 4096 + 2048 * classes
+    assert sum(counts.values()) == total
