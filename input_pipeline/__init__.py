@@ -1,4 +1,5 @@
-"""Reading data. `open_data` is the only public door; what it returns follows `jax_mmreid.batch.Data`.
+"""Reading data. `open_data` is the public door; what it returns follows `jax_mmreid.batch.Data`. `describe` returns
+what the same data would look like, from published counts and without a look at the disk.
 
 Everything here is numpy, Pillow and grain on the host: pictures leave as uint8, augmentation is the device's work.
 """
@@ -88,13 +89,11 @@ def open_data(
     process reads its block of every batch; `options` are further keyword arguments of the dataset's `load`.
     Raises ValueError for an argument that cannot be, DataError for data that cannot be used.
     """
-    modalities, batch_size = tuple(modalities), identities * instances
-    if len(set(modalities)) < len(modalities):
-        raise ValueError(f"data.modalities={modalities}: a modality is named twice")
+    modalities, batch_size = _distinct(modalities), identities * instances
     _check_sizes(identities=identities, instances=instances, eval_batch_size=eval_batch_size, threads=threads)
     _check_shard(shard, batch_size, eval_batch_size)
-    load = _find_load(name, options or {})
-    records = load(data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
+    given = dict(data_dir=data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
+    records = _find(name, "load", options or {}, **given)()
     whole = records["train"]
     present = _masks(whole, modalities, **missing)
     kept = np.flatnonzero(present.any(axis=1))
@@ -123,17 +122,71 @@ def open_data(
     )
 
 
-def _find_load(name: str, options: dict) -> Callable[..., dict[str, Records]]:
-    """The `load` of datasets/<name>.py with its own options bound to it."""
+@dataclasses.dataclass(frozen=True)
+class DescribedData:
+    """The fields of `jax_mmreid.batch.Data` that a model is built from; it has nothing to read."""
+
+    modalities: tuple[str, ...]
+    image_size: tuple[int, int]  # H, W
+    pids: tuple[int, ...]  # 0..K-1
+    cameras: tuple[int, ...]
+    batch_size: int
+    steps_per_epoch: int  # about: every row once
+    _rows: int
+
+    def num_rows(self, name: str) -> int:
+        """Rows of the split "train"; ValueError for another, which nothing describes."""
+        if name != "train":
+            raise ValueError(f"data: no split {name!r} is described, only 'train'")
+        return self._rows
+
+
+def describe(
+    *,
+    name: str,
+    modalities: Sequence[str],
+    image_size: tuple[int, int],
+    identities: int,
+    instances: int,
+    options: dict | None = None,
+    **_: object,
+) -> DescribedData:
+    """Dataset `name` by the counts that its module states, for a model that is built and not trained.
+
+    Arguments are those of `open_data`; the others of them are taken and not needed. Raises ValueError for an argument
+    that cannot be.
+    """
+    modalities = _distinct(modalities)
+    _check_sizes(identities=identities, instances=instances, threads=0)
+    counts = _find(name, "counts", options or {}, modalities=modalities)()
+    return DescribedData(
+        modalities=modalities,
+        image_size=tuple(image_size),
+        pids=tuple(range(counts["identities"])),
+        cameras=tuple(counts["cameras"]),
+        batch_size=identities * instances,
+        steps_per_epoch=max(1, counts["rows"] // (identities * instances)),
+        _rows=counts["rows"],
+    )
+
+
+def _distinct(modalities: Sequence[str]) -> tuple[str, ...]:
+    if len(set(modalities)) < len(modalities):
+        raise ValueError(f"data.modalities={tuple(modalities)}: a modality is named twice")
+    return tuple(modalities)
+
+
+def _find(name: str, function: str, options: dict, **given: object) -> Callable:
+    """A function of datasets/<name>.py that has its own options and the arguments `given`."""
     names = sorted(module.name for module in pkgutil.iter_modules(datasets.__path__))
     if name not in names:
         raise ValueError(f"data.name: no dataset {name!r}; there are {', '.join(names)}")
-    load = importlib.import_module(f"{datasets.__name__}.{name}").load
+    found = getattr(importlib.import_module(f"{datasets.__name__}.{name}"), function)
     try:
-        inspect.signature(load).bind("", modalities=(), allow_missing_files=False, **options)
+        inspect.signature(found).bind(**given, **options)
     except TypeError as error:
         raise ValueError(f"data.options of {name}: {error}") from None
-    return functools.partial(load, **options)
+    return functools.partial(found, **given, **options)
 
 
 def _masks(

@@ -18,7 +18,12 @@ log = logging.getLogger(__name__)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; the same command on it goes on.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and then evaluate, or only evaluate.")
+MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "eval", "plan"],
+    "Train and then evaluate, only evaluate, or print what the config costs (needs neither data nor workdir).",
+)
 STEP = flags.DEFINE_string("step", "last", "Which checkpoint --mode=eval takes: last, best or a step number.")
 
 
@@ -29,13 +34,17 @@ def main(argv: list[str]) -> int:
     # Heavy imports come after the flags, so that a misspelled flag answers at once.
     import jax
 
-    from input_pipeline import open_data
-    from jax_mmreid import evaluate, train
+    from input_pipeline import describe, open_data
+    from jax_mmreid import evaluate, plan, train
 
     config = CONFIG.value
     _log_to_stderr()
     log.info("jax %s on %d x %s", jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
     try:
+        if MODE.value == "plan":
+            data = _checked(describe, **config.data.to_dict())
+            print(plan.markdown(config, data, plan.plan(config, data)))
+            return 0
         data = _open(config, open_data, (jax.process_index(), jax.process_count()))
         if MODE.value == "train":
             train.train(config, WORKDIR.value, data)
@@ -53,20 +62,25 @@ def main(argv: list[str]) -> int:
 
 
 def _open(config: ConfigDict, open_data: Callable, shard: tuple[int, int]) -> Data:
-    try:
-        data = open_data(seed=config.seed, missing=config.missing.to_dict(), shard=shard, **config.data.to_dict())
-    except ValueError as error:  # an argument that cannot be, whatever the data
-        raise ConfigError(str(error)) from error
+    options = dict(seed=config.seed, missing=config.missing.to_dict(), shard=shard)
+    data = _checked(open_data, **options, **config.data.to_dict())
     rates = ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in data.missing_rates.items())
     log.info("training data: %d identities, %d rows; missing: %s", len(data.pids), data.num_rows("train"), rates)
     return data
+
+
+def _checked(door: Callable, **options) -> Data:
+    try:
+        return door(**options)
+    except ValueError as error:  # an argument that cannot be, whatever the data
+        raise ConfigError(str(error)) from error
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; what is wrong with them or with the config file ends the program with one line and exit code 2."""
     try:
         rest = flags.FLAGS(argv)
-        for flag in (CONFIG, WORKDIR):
+        for flag in (CONFIG,) if MODE.value == "plan" else (CONFIG, WORKDIR):
             if not flag.value:
                 raise ConfigError(f"--{flag.name} is required; see python -m jax_mmreid.main --help")
         CONFIG.value.to_dict()  # a file that could not be loaded says so when it is first used

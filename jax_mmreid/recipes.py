@@ -18,11 +18,16 @@ MISS_REID_PRESETS = {
     "equations": dict(structure=dict(tokens="proj", width=512, heads=8), inversion=dict(hidden=2048)),
 }
 
-# What `methods/miss_reid.py` is built from, apart from what a row and a preset decide.
+SIZES = ("width", "layers", "heads")  # of a transformer
+# The published CLIPs: patch and image tower, text tower, joint space, and a person's picture (H, W) in whole patches.
+CLIP_TOWERS = {
+    "vit_b16": ((16, 768, 12, 12), (512, 12, 8), 512, (256, 128)),
+    "vit_b32": ((32, 768, 12, 12), (512, 12, 8), 512, (256, 128)),
+    "vit_l14": ((14, 1024, 24, 16), (768, 12, 12), 768, (252, 126)),
+}
+
+# What `methods/miss_reid.py` is built from, apart from what a row, a preset and a tower decide.
 MISS_REID_MODEL = dict(
-    image=dict(patch=16, width=768, layers=12, heads=12, position_std=0.0),  # ViT-B/16; 0: CLIP's own initial scale
-    text=dict(vocab=49408, context=77, width=512, layers=12, heads=8),
-    dim=512,  # of f, f~ and the prototypes: CLIP's joint space
     sie_camera=True,  # a learned vector per training camera on the class token
     prompts=4,  # prompt tokens per modality
     template_kind="person",  # or vehicle
@@ -41,6 +46,8 @@ MISS_REID_MODEL = dict(
     part_norm=False,  # True: f and f~ of every modality are normalised before they are concatenated
     missing_fill="zero_feature",  # of rows without text; or encode_zero_image, the picture that is all mid-grey
     dtype="float32",  # of matrix products; or bfloat16
+    remat=False,  # True: the towers recompute a block's inside in the backward pass, for less memory
+    scan=False,  # True: the towers compile one block for all layers, for a shorter compilation
 )
 # Ordered: the first pattern that matches a parameter's whole path names its group.
 MISS_REID_GROUPS = (
@@ -73,18 +80,20 @@ def miss_reid(
     eta: str = "0",
     modalities: str = "rgb/nir/tir",
     preset: str = "table1",
+    tower: str = "vit_b16",
     epochs: int = 50,
     text_epoch: int = 21,
 ) -> ConfigDict:
     """Miss-ReID as published (Section 4.2): ViT-B/16, Adam, 50 epochs, text terms from epoch `text_epoch` (1-based) on.
 
     `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `modalities` those that
-    are used at all, `preset` names the widths. Raises ConfigError for a row, preset, modality or rate that does not
-    exist.
+    are used at all, `preset` names the widths, `tower` the CLIP. Raises ConfigError for a row, preset, tower, modality
+    or rate that does not exist.
     """
-    for name, value, choices in (("row", row, MISS_REID_ROWS), ("preset", preset, MISS_REID_PRESETS)):
-        if value not in choices:
-            raise ConfigError(f"{name}={value}: expected one of {', '.join(choices)}")
+    choices = {"row": (row, MISS_REID_ROWS), "preset": (preset, MISS_REID_PRESETS), "tower": (tower, CLIP_TOWERS)}
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ConfigError(f"{name}={value}: expected one of {', '.join(known)}")
     names = tuple(modalities.split("/"))
     if not set(names) <= LETTERS.keys() or len(set(names)) != len(names):
         raise ConfigError(f"modalities={modalities}: expected some of {'/'.join(LETTERS)}, each once")
@@ -94,7 +103,11 @@ def miss_reid(
     config.missing.eta = parse_eta(eta, len(names))
     bhipr, iosm, ldmmc = MISS_REID_ROWS[row]
     widths = MISS_REID_PRESETS[preset]
+    (patch, *image), text, dim, config.data.image_size = CLIP_TOWERS[tower]
     config.model = MISS_REID_MODEL | dict(
+        image=dict(zip(SIZES, image), patch=patch, position_std=0.0),  # 0: CLIP's own initial scale
+        text=dict(zip(SIZES, text), vocab=49408, context=77),
+        dim=dim,  # of f, f~ and the prototypes: CLIP's joint space
         bhipr=bhipr,
         iosm=iosm,
         ldmmc=ldmmc,

@@ -26,9 +26,7 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool)
     Rows are the file names of all wanted modality folders together. A name that one of them lacks is a DataError,
     or "" in that column with `allow_missing_files`. Raises ValueError for a modality that the dataset lacks.
     """
-    unknown = sorted(set(modalities) - set(FOLDERS))
-    if unknown or not modalities:
-        raise ValueError(f"data.modalities={tuple(modalities)}: rgbnt201 has {', '.join(FOLDERS)}")
+    _check_modalities(modalities)
     root = data_dir
     nested = os.path.join(data_dir, "RGBNT201")
     if os.path.isdir(nested) and not os.path.isdir(os.path.join(data_dir, SPLITS["train"])):
@@ -39,6 +37,18 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool)
             f"python -m input_pipeline.synthesize --layout=rgbnt201 --output={root or 'DIR'}"
         )
     return {split: _load_split(root, folder, modalities, allow_missing_files) for split, folder in SPLITS.items()}
+
+
+def counts(*, modalities: Sequence[str]) -> dict:
+    """The published training set: identities, camera numbers, rows. ValueError for a modality it lacks."""
+    _check_modalities(modalities)
+    return dict(identities=171, cameras=(1, 2, 3, 4), rows=3951)
+
+
+def _check_modalities(modalities: Sequence[str]) -> None:
+    unknown = sorted(set(modalities) - set(FOLDERS))
+    if unknown or not modalities:
+        raise ValueError(f"data.modalities={tuple(modalities)}: rgbnt201 has {', '.join(FOLDERS)}")
 
 
 def _load_split(root: str, folder: str, modalities: Sequence[str], allow_missing_files: bool) -> Records:

@@ -23,10 +23,7 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool,
     if not data_dir:
         raise DataError("synthetic: data.data_dir is empty; name a folder to write the pictures to")
     asked = {"layout": LAYOUT, **options}
-    try:
-        inspect.signature(synthesize).bind(data_dir, **asked)
-    except TypeError as error:
-        raise ValueError(f"data.options of synthetic: {error}") from None
+    _bind(asked)
     if not os.path.isdir(data_dir) or not os.listdir(data_dir):
         try:
             synthesize(data_dir, **asked)
@@ -35,6 +32,27 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool,
                 raise
     _check_same(data_dir, asked)
     return rgbnt201.load(data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
+
+
+def counts(*, modalities: Sequence[str], **options) -> dict:
+    """What `synthesize` draws for training with these options: identities, camera numbers, rows."""
+    asked = _bind({"layout": LAYOUT, **options})
+    identities, cameras = asked["num_train_ids"], asked["cameras"]
+    return rgbnt201.counts(modalities=modalities) | dict(
+        identities=identities,
+        cameras=tuple(range(1, cameras + 1)),
+        rows=identities * cameras * asked["images_per_camera"],
+    )
+
+
+def _bind(asked: dict) -> dict:
+    """All arguments of `synthesize`, the defaults included; ValueError for one that it does not have."""
+    try:
+        bound = inspect.signature(synthesize).bind("", **asked)
+    except TypeError as error:
+        raise ValueError(f"data.options of synthetic: {error}") from None
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _check_same(data_dir: str, asked: dict) -> None:

@@ -40,3 +40,10 @@ class Method(Protocol):
 
     def embed(self, variables: dict, features: Features, use: tuple[str, ...]) -> Array:
         """Unit retrieval vectors [B,D] from the modalities in `use` (static) that each sample has."""
+
+    def published_cost(self, image_size: tuple[int, int]) -> dict[str, int]:
+        """What the publication's complexity figures count: {path in the parameter tree: multiply-adds}.
+
+        For one complete sample of pictures (H, W), counted in the publication's own way; parameters that are counted
+        and do no work at test stand with 0. {} where it printed no figure.
+        """

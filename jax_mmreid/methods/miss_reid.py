@@ -25,6 +25,7 @@ from jax_mmreid.losses.contrastive import prototype_nce
 from jax_mmreid.losses.identity import cross_entropy
 from jax_mmreid.losses.triplet import batch_hard_triplet
 from jax_mmreid.methods import LossOut
+from jax_mmreid.models import complexity
 from jax_mmreid.models.clip import ImageTower, TextTower
 from jax_mmreid.models.heads import Head
 from jax_mmreid.models.language import TEMPLATES, Inversion, Language, template
@@ -47,7 +48,6 @@ class MissReID:
     language: Language | None
     bhipr: bool
     passive_memory: bool
-    tokens: str
     tau: float
     label_smooth: float
     margin: float | None
@@ -68,7 +68,7 @@ class MissReID:
         params = {"image": image["params"]}
         widths = dict.fromkeys(self.modalities, self.image.dim)
         if self.structure:
-            patches = tokens if self.tokens == "pre_proj" else projected
+            patches = projected if self.image.project_all else tokens
             (s, _), structure = self.structure.init_with_output(structure_key, patches)
             params["structure"] = structure["params"]
             widths["structure"] = s.shape[-1]
@@ -210,6 +210,27 @@ class MissReID:
             parts = masked.unit(parts)
         return masked.unit(parts.reshape(len(parts), -1))
 
+    def published_cost(self, image_size: tuple[int, int]) -> dict[str, int]:
+        """Table 1 of the poster: every modality through every part that works at test, sentences of the whole context.
+
+        Rows B-D are printed with the figures of row A: their memory and structure queries only train.
+        """
+        count = len(self.modalities)
+        image = {"image": count * sum(complexity.image_tower(self.image, image_size))}
+        if not self.language:
+            return image | {f"heads/{name}": 0 for name in self.modalities}
+        patches = complexity.patches(self.image, image_size)
+        width = self.image.dim if self.image.project_all else self.image.width
+        queries = complexity.structure_queries(self.structure, patches, width)
+        text = self.language.text
+        return image | {
+            "structure": count * sum(queries),
+            "inversion": sum(complexity.inversion(self.language.inversion, self.structure.width)),
+            "text": count * sum(complexity.text_tower(text, text.context)),
+            "prompts": 0,
+            "heads": 0,
+        }
+
     @property
     def _completes(self) -> bool:
         return self.language is not None and self.text_terms and self.completion == "text"
@@ -237,7 +258,7 @@ class MissReID:
         # [B,M] merges to [B*M] with B outermost, so a batch sharded over devices stays where it is.
         tokens, projected = self.image.apply({"params": params["image"]}, images.reshape(-1, *images.shape[2:]), camera)
         feats = projected[:, 0].reshape(rows, count, -1)
-        patches = (tokens if self.tokens == "pre_proj" else projected)[:, 1:]
+        patches = (projected if self.image.project_all else tokens)[:, 1:]
         patches = patches.reshape(rows, count, *patches.shape[1:])
         if len(names) == len(self.modalities):
             return present, patches, feats
@@ -278,6 +299,8 @@ def create(
     part_norm: bool,
     missing_fill: str,
     dtype: str,
+    remat: bool,
+    scan: bool,
 ) -> MissReID:
     """Builds the method from `config.model`; raises ConfigError for settings that contradict each other."""
     if ldmmc and not iosm:
@@ -296,22 +319,22 @@ def create(
         if part["width"] % part["heads"]:
             raise ConfigError(f"model.{key}.heads={part['heads']} does not divide model.{key}.width={part['width']}")
     queries = {k: v for k, v in structure.items() if k != "tokens"}
+    common = dict(dim=dim, dtype=jnp.dtype(dtype), remat=remat, scan=scan)
     language = None
     if ldmmc:
         sentence = template(template_kind, prompts=prompts, period=period, length=text_len)
-        tower = TextTower(**text, dim=dim, dtype=jnp.dtype(dtype))
+        tower = TextTower(**text, **common)
         language = Language(len(data.modalities), prompts, Inversion(**inversion, dim=tower.width), tower, sentence)
     return MissReID(
         modalities=tuple(data.modalities),
         cameras=tuple(data.cameras) if sie_camera else (),
         steps_per_epoch=data.steps_per_epoch,
-        image=ImageTower(**image, dim=dim, dtype=jnp.dtype(dtype)),
+        image=ImageTower(**image, **common, project_all=iosm and structure["tokens"] == "proj"),
         head=Head(len(data.pids)),
         structure=StructureQueries(**queries) if iosm else None,
         language=language,
         bhipr=bhipr,
         passive_memory=memory["passive"],
-        tokens=structure["tokens"],
         tau=tau,
         label_smooth=label_smooth,
         margin=margin if margin >= 0 else None,
