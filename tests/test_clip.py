@@ -188,8 +188,11 @@ def test_the_class_token_alone_can_be_projected(image_params):
     close(alone, projected[:, :1], 1e-6)
 
 
-@pytest.mark.parametrize("change", [dict(remat=True), dict(scan=True), dict(remat=True, scan=True)], ids=str)
-@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize(
+    "kind, change",
+    [("image", dict(remat=True)), ("text", dict(scan=True)), ("image", dict(remat=True, scan=True))],
+    ids=str,
+)
 def test_remat_and_scan_change_neither_parameters_nor_results(image_params, text_params, kind, change):
     if kind == "image":
         plain, params, inputs = ImageTower(**IMAGE), image_params, image_inputs()

@@ -13,7 +13,7 @@ IMAGE = ImageTower(patch=16, width=768, layers=12, heads=12, dim=512, scan=True)
 TEXT = TextTower(vocab=49408, context=77, width=512, layers=12, heads=8, dim=512, scan=True)
 B = 2
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -90,13 +90,37 @@ def test_weights_in_several_files_are_one(clip_folder, tmp_path):
 
 
 @pytest.mark.reference
-def test_a_pytorch_file_is_converted_before_a_run_reads_it(torch, tmp_path, capsys):
-    wide = {name: torch.tensor(x) for name, x in openai_wide().items()}
-    torch.save(wide, tmp_path / "clip.pt")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("archive", [True, False], ids=["as OpenAI published it", "a state dict"])
+def test_a_pytorch_file_is_converted_before_a_run_reads_it(torch, tmp_path, capsys, archive):
+    file, folder = tmp_path / "clip.pt", tmp_path / "out"
+    if archive:
+        torch.jit.trace(as_module(torch, openai_wide()), torch.zeros(1)).save(file)
+    else:
+        torch.save({name: torch.tensor(x) for name, x in openai_wide().items()}, file)
     with pytest.raises(DataError, match=r"clip.pt must be converted .*: python -m jax_mmreid.tools.convert --input="):
-        pretrained.load(tmp_path / "clip.pt")
-    assert run(capsys, f"--input={tmp_path / 'clip.pt'}", f"--output={tmp_path / 'out'}", "--source=openai")[0] == 0
-    assert_same(pretrained.load(tmp_path / "out"), layouts.to_ours(openai_wide(), "openai", {}))
+        pretrained.load(file)
+    assert run(capsys, f"--input={file}", f"--output={folder}", "--source=openai")[0] == 0
+    assert_same(pretrained.load(folder), layouts.to_ours(openai_wide(), "openai", {}))
+
+
+def as_module(torch, tensors):
+    """A module whose state dict is `tensors`."""
+
+    class Node(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    root = Node()
+    for name, x in tensors.items():
+        *path, leaf = name.split(".")
+        node = root
+        for part in path:
+            if not hasattr(node, part):
+                node.add_module(part, Node())
+            node = getattr(node, part)
+        node.register_parameter(leaf, torch.nn.Parameter(torch.tensor(x)))
+    return root.eval()
 
 
 def openai_wide():
@@ -263,14 +287,17 @@ def test_config_init_starts_a_run_and_fills_its_memory(drawn, tmp_path, clip_fol
 
 def test_a_run_starts_another(drawn, tmp_path):
     """The second has other cameras' and identities' leaves where they do not fit, everything else of the first."""
-    config = tiny_config(drawn, epochs=1, evals={}, **{"data.identities": 3})
-    train.train(config, tmp_path / "first", open_tiny(config))
-    weights = pretrained.load(tmp_path / "first")
-    state = begun(tiny_config(drawn, init=str(tmp_path / "first")), tmp_path / "second")
-    assert_trees_close(state.variables["params"], traverse_util.unflatten_dict(weights, sep="/")["params"], atol=0)
-    assert_trees_close(state.batch_stats, traverse_util.unflatten_dict(weights, sep="/")["batch_stats"], atol=0)
+    _, data, fresh = start(tiny_config(drawn, seed=1))
+    _, _, first = start(tiny_config(drawn, seed=2))
+    for step, state in ((2, fresh), (10, first)):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save_frozen(state.frozen)
+            checkpoints.save(step, state, {})
+    weights = pretrained.load(tmp_path)
+    state = pretrained.start_from(fresh, weights, data.image_size)
+    assert_trees_close(state.variables["params"], first.variables["params"], atol=0)
+    assert_trees_close(state.batch_stats, first.batch_stats, atol=0)
     smaller = {p: x[:, :-1] if p.endswith("classifier/kernel") else x for p, x in weights.items()}
-    _, data, fresh = start(tiny_config(drawn))
     state = pretrained.start_from(fresh, smaller, data.image_size)
     heads = state.params["heads"], fresh.params["heads"]
     assert_trees_close(*({name: head["classifier"] for name, head in part.items()} for part in heads), atol=0)

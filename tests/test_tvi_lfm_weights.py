@@ -29,7 +29,7 @@ def apply(variables):
 
     def run(module, part, *args, **options):
         parts = {name: variables[name].get(part, {}) for name in ("params", "batch_stats")}
-        return jax.jit(functools.partial(module.apply, parts, **options))(*args)
+        return jax.jit(functools.partial(module.apply, **options))(parts, *args)
 
     return run
 
@@ -37,10 +37,8 @@ def apply(variables):
 @pytest.fixture(scope="module")
 def feats(apply):
     """Unnormalised features [8,2048] by kind."""
-    maps = {
-        name: apply(ResNet50(), "image", {name: golden.images(view)}, train=False)
-        for name, view in (("rgb", 0), ("ir", 2))
-    }
+    images = {"rgb": golden.images(0), "ir": golden.images(2)}
+    maps = dict(zip(images, jnp.split(apply(ResNet50(), "image", images, train=False), 2)))
     tower = TextTower(vocab=49408, context=77, width=512, layers=12, heads=8, dim=2048)
 
     def text(ids):

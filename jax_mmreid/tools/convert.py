@@ -5,8 +5,9 @@
     python -m jax_mmreid.main --config=configs/rgbnt201.py --config.init=weights/clip_b16 --workdir=...
     python -m jax_mmreid.tools.convert --input=runs/rgbnt201 --output=run.safetensors --export=safetensors
 
---input: a Hub id, a folder or .safetensors file of transformers' CLIP, OpenAI's .pt, a torchvision ResNet-50, a .pth of
-the official TVI-LFM code, a converted folder, or the workdir of a run. Nothing that a file may carry is ever run.
+--input: a Hub id, a folder or .safetensors file of transformers' CLIP, OpenAI's .pt, a torchvision ResNet-50 or a .pth
+of the official TVI-LFM code; with --export a converted folder, the workdir of a run, or a .safetensors file. Nothing
+that a file may carry beside its tensors is ever run.
 """
 
 import argparse
