@@ -336,6 +336,14 @@ def test_a_place_without_weights_is_refused(tmp_path, place, match):
         pretrained.load(place or tmp_path)
 
 
+def test_a_broken_converted_folder_is_refused(clip_folder, tmp_path):
+    convert.convert(str(clip_folder), tmp_path / "out")
+    (tmp_path / "out" / "weights" / "_METADATA").unlink()
+    with pytest.raises(DataError, match="weights: cannot read .*out/weights") as caught:
+        pretrained.load(tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
 # Positions.
 
 

@@ -106,7 +106,7 @@ def _restore(folder: Path) -> Any:
     """What Orbax wrote to `folder`, as numpy arrays, whatever devices it came from."""
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            shapes = checkpointer.metadata(folder).item_metadata.tree
+            shapes = ocp.PyTreeCheckpointHandler().metadata(folder).tree
             return checkpointer.restore(folder, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes))
     except (ValueError, OSError, AttributeError) as error:
         raise DataError(f"weights: cannot read {folder} ({str(error).splitlines()[0]})") from error
