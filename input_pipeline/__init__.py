@@ -144,6 +144,7 @@ class DescribedData:
 def describe(
     *,
     name: str,
+    data_dir: str,
     modalities: Sequence[str],
     image_size: tuple[int, int],
     identities: int,
@@ -158,15 +159,15 @@ def describe(
     """
     modalities = _distinct(modalities)
     _check_sizes(identities=identities, instances=instances, threads=0)
-    counts = _find(name, "counts", options or {}, modalities=modalities)()
+    counts = _find(name, "counts", options or {}, data_dir=data_dir, modalities=modalities)()["train"]
     return DescribedData(
         modalities=modalities,
         image_size=tuple(image_size),
-        pids=tuple(range(counts["identities"])),
-        cameras=tuple(counts["cameras"]),
+        pids=tuple(range(counts.identities)),
+        cameras=counts.cameras,
         batch_size=identities * instances,
-        steps_per_epoch=max(1, counts["rows"] // (identities * instances)),
-        _rows=counts["rows"],
+        steps_per_epoch=max(1, counts.rows // (identities * instances)),
+        _rows=counts.rows,
     )
 
 

@@ -4,10 +4,19 @@ import collections
 import dataclasses
 import hashlib
 import os
+from typing import NamedTuple
 
 import numpy as np
 
 from jax_mmreid.batch import DataError
+
+
+class Counts(NamedTuple):
+    """How much a split holds, as published or as its maker was told."""
+
+    identities: int
+    cameras: tuple[int, ...]  # their numbers, ascending
+    rows: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,9 +31,14 @@ class Records:
     pid: np.ndarray  # [N] int32
     camid: np.ndarray  # [N] int32
     view: np.ndarray  # [N] int32, zeros where the dataset has no views
+    # modality -> [N] int32, which picture of a file that holds several: a third of a strip, a row of an .npy array
+    parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # "rgb", "ir": what is said of such a picture of the row; "rgb_rephrased", "ir_rephrased": the same in other words
+    captions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # -> [N] str, "" where nothing is said
 
     def __post_init__(self):
-        lengths = {len(x) for x in (*self.paths.values(), self.pid, self.camid, self.view)}
+        columns = (*self.paths.values(), *self.parts.values(), *self.captions.values())
+        lengths = {len(x) for x in (*columns, self.pid, self.camid, self.view)}
         if len(lengths) != 1:
             raise ValueError(f"records: the columns have different lengths: {sorted(lengths)}")
         for row in np.flatnonzero(~self.has_file().any(axis=1)):
@@ -45,6 +59,8 @@ class Records:
         return dataclasses.replace(
             self,
             paths={name: column[rows] for name, column in self.paths.items()},
+            parts={name: column[rows] for name, column in self.parts.items()},
+            captions={name: column[rows] for name, column in self.captions.items()},
             pid=self.pid[rows],
             camid=self.camid[rows],
             view=self.view[rows],
@@ -54,12 +70,16 @@ class Records:
         """Where the file of one picture lies."""
         return os.path.join(self.root, str(self.paths[modality][row]))
 
+    def part(self, modality: str, row: int) -> int | None:
+        """Which picture of its file one is; None for a file that holds no other."""
+        return int(self.parts[modality][row]) if modality in self.parts else None
+
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with relative paths, identities or cameras, and not with the root."""
+        """16 hexadecimal digits that change with relative paths, captions, identities or cameras, not with the root."""
         digest = hashlib.sha256()
-        for name, column in self.paths.items():
+        for name, column in (*self.paths.items(), *self.captions.items()):
             digest.update("\n".join([f"[{name}]", *column.tolist(), ""]).encode())
-        for column in (self.pid, self.camid):
+        for column in (*self.parts.values(), self.pid, self.camid):
             digest.update(np.asarray(column, "<i8").tobytes())
         return digest.hexdigest()[:16]
 

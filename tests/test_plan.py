@@ -325,7 +325,7 @@ def test_a_described_dataset_is_the_opened_one(drawn):
 @pytest.mark.parametrize("name", sorted(module.name for module in pkgutil.iter_modules(datasets.__path__)))
 def test_every_dataset_tells_its_counts_without_data(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = dict(modalities=("rgb",), image_size=(20, 12), identities=2, instances=3)
+    options = dict(data_dir="", modalities=("rgb",), image_size=(20, 12), identities=2, instances=3)
     data = describe(name=name, **options)
     assert 1 < len(data.pids) <= data.num_rows("train") and data.batch_size == 6
     assert data.steps_per_epoch == data.num_rows("train") // 6

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import synthesize as module
 from input_pipeline.pedestrian_captions import describe
 from input_pipeline.pedestrian_drawing import draw
 from input_pipeline.pedestrians import Identity, make_camera, make_identity, make_shot
 from input_pipeline.synthesize import main, synthesize
+from input_pipeline.writers import rgbnt201 as writer
 from jax_mmreid.batch import DataError
 
 SIZES = dict(num_train_ids=5, num_test_ids=3, cameras=2, images_per_camera=7, height=46)
@@ -237,7 +237,7 @@ def test_captions_tell_of_nothing_that_is_hidden():
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
-    save, calls = module.save_jpeg, []
+    save, calls = writer.save_jpeg, []
 
     def failing(path, picture):
         calls.append(path)
@@ -245,7 +245,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
             raise error
         save(path, picture)
 
-    monkeypatch.setattr(module, "save_jpeg", failing)
+    monkeypatch.setattr(writer, "save_jpeg", failing)
     with pytest.raises(type(error)):
         synthesize(tmp_path / "out", **SIZES)
     assert calls[0].parts[-3:-1] == ("train_171", "RGB")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline.records import Records
+from input_pipeline.records import Counts, Records
 from jax_mmreid.batch import DataError
 
 FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
@@ -39,10 +39,10 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool)
     return {split: _load_split(root, folder, modalities, allow_missing_files) for split, folder in SPLITS.items()}
 
 
-def counts(*, modalities: Sequence[str]) -> dict:
-    """The published training set: identities, camera numbers, rows. ValueError for a modality it lacks."""
+def counts(data_dir: str, *, modalities: Sequence[str]) -> dict[str, Counts]:
+    """The published sizes. Raises ValueError for a modality that the dataset lacks."""
     _check_modalities(modalities)
-    return dict(identities=171, cameras=(1, 2, 3, 4), rows=3951)
+    return {"train": Counts(171, (1, 2, 3, 4), 3951), "test": Counts(30, (1, 2), 836)}
 
 
 def _check_modalities(modalities: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from input_pipeline.datasets import rgbnt201
-from input_pipeline.records import Records
+from input_pipeline.records import Counts, Records
 from input_pipeline.synthesize import synthesize
 from jax_mmreid.batch import DataError
 
@@ -34,15 +34,12 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool,
     return rgbnt201.load(data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
 
 
-def counts(*, modalities: Sequence[str], **options) -> dict:
-    """What `synthesize` draws for training with these options: identities, camera numbers, rows."""
+def counts(data_dir: str, *, modalities: Sequence[str], **options) -> dict[str, Counts]:
+    """What `synthesize` draws with these options."""
     asked = _bind({"layout": LAYOUT, **options})
-    identities, cameras = asked["num_train_ids"], asked["cameras"]
-    return rgbnt201.counts(modalities=modalities) | dict(
-        identities=identities,
-        cameras=tuple(range(1, cameras + 1)),
-        rows=identities * cameras * asked["images_per_camera"],
-    )
+    cameras = tuple(range(1, asked["cameras"] + 1))
+    identities = {"train": asked["num_train_ids"], "test": asked["num_test_ids"]}
+    return {split: Counts(n, cameras, n * len(cameras) * asked["images_per_camera"]) for split, n in identities.items()}
 
 
 def _bind(asked: dict) -> dict:
