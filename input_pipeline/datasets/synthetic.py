@@ -35,7 +35,8 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool,
 
 
 def counts(data_dir: str, *, modalities: Sequence[str], **options) -> dict[str, Counts]:
-    """What `synthesize` draws with these options."""
+    """What `synthesize` draws with these options. Raises ValueError for an option or modality that it lacks."""
+    rgbnt201.counts(data_dir, modalities=modalities)
     asked = _bind({"layout": LAYOUT, **options})
     cameras = tuple(range(1, asked["cameras"] + 1))
     identities = {"train": asked["num_train_ids"], "test": asked["num_test_ids"]}
