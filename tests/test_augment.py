@@ -1,4 +1,4 @@
-"""Augmentation: exact given its parameters, right in distribution, and pure in (key, row, modality)."""
+"""Augmentation: exact given its parameters, right in distribution, and pure in (key, row, view)."""
 
 import functools
 
@@ -12,6 +12,21 @@ from jax_mmreid.ops import augment as aug
 
 B, H, W, PAD = 17, 23, 11, 3
 DRAWS = 4001
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+TVI_LFM = dict(  # its three views: weak and strong of the visible picture, and infrared
+    erase=0.6,
+    fill="constant",
+    views=dict(
+        rgb=dict(grey=0.1),
+        rgb_strong=dict(of="rgb", channel="exchange"),
+        ir=dict(erase=0.5, channel="adaptive_grey"),
+    ),
+    **IMAGENET,
+)
+PINNED = {
+    "rgb": (-186.004, -238.176, -235.828, -220.506, -35.102),
+    "nir": (-84.318, -199.180, -209.439, -255.949, -210.200),
+}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -113,6 +128,26 @@ def test_the_largest_boxes_drawn_have_noise_for_every_pixel():
         assert len(np.unique(erased, axis=0)) == height * width > 0.3 * size[0] * size[1]
 
 
+def test_grey_is_pillows_and_comes_before_normalisation():
+    image = pictures(4)[0]
+    luma = np.asarray(Image.fromarray(image).convert("L"))[..., None].repeat(3, -1)
+    for grey, expected in ((True, luma), (False, image)):
+        got = apply(image, params()._replace(grey=jnp.array(grey)), **IMAGENET)
+        np.testing.assert_allclose(got, normalised(expected, **IMAGENET), atol=1e-6)
+
+
+@pytest.mark.parametrize("channel", range(5))
+def test_channels_are_replaced_after_normalisation_and_erasing(channel):
+    image, (top, left, height, width) = pictures(5)[0], (3, 2, 7, 5)
+    expected = normalised(image, **IMAGENET)
+    expected[top : top + height, left : left + width] = (0.4914, 0.4822, 0.4465)
+    if channel < 4:
+        weights = np.array([*np.eye(3), (0.2989, 0.5870, 0.1140)])[channel]
+        expected = (expected @ weights)[..., None].repeat(3, -1)
+    given = params(box=(top, left, height, width))._replace(noise=None, channel=jnp.int32(channel))
+    np.testing.assert_allclose(apply(image, given, **IMAGENET), expected, atol=2e-6)
+
+
 # Distributions
 
 
@@ -191,6 +226,14 @@ def test_a_row_depends_on_nothing_but_itself():
     assert (other_key != got).any(axis=(1, 2, 3)).sum() > B / 2
 
 
+def test_the_values_of_a_key_stay_what_they_were():
+    """Sums of pictures as of the first release: a run that goes on from its checkpoint sees what it would have seen."""
+    x = {"rgb": pictures(0), "nir": pictures(1)}
+    got = run(x, jax.random.key(5))
+    for name, sums in PINNED.items():
+        np.testing.assert_allclose(np.asarray(got[name]).sum((1, 2, 3))[:5], sums, atol=0.01)
+
+
 @pytest.mark.parametrize("sync", ["none", "flip", "flip_crop", "all"])
 def test_sync_names_what_modalities_share(sync):
     image = np.broadcast_to(pictures(0, 1), (B, H, W, 3))
@@ -210,14 +253,94 @@ def test_an_unknown_sync_is_refused():
         aug.augment({"rgb": pictures(0)}, jax.random.key(0), sync="crop")
 
 
-def test_a_batch_split_over_devices_is_augmented_without_communication():
+@functools.cache
+def tvi_lfm():
+    """Many small pictures in the three views: mid-grey but for the blue channel, which is brighter."""
+    flat = np.broadcast_to(np.uint8([100, 100, 200]), (DRAWS, H, W, 3))
+    step = jax.jit(functools.partial(aug.augment, pad=0, **TVI_LFM))
+    got = step({"rgb": flat, "ir": flat}, jax.random.key(0))
+    return {name: np.asarray(x) for name, x in got.items()}
+
+
+def is_erased(x, fill):
+    return np.isclose(x, fill, atol=1e-5).all(-1).any((1, 2))
+
+
+def is_level(x):
+    return np.isclose(x, x[..., :1], atol=1e-5).all((1, 2, 3))
+
+
+def test_the_views_of_tvi_lfm_happen_as_often_as_published():
+    got, fill = tvi_lfm(), np.array((0.4914, 0.4822, 0.4465))
+    assert got.keys() == {"rgb", "rgb_strong", "ir"}
+    assert all(x.shape == (DRAWS, H, W, 3) and x.dtype == np.float32 for x in got.values())
+    luma = (100 * 19595 + 100 * 38470 + 200 * 7471 + 32768) >> 16
+    grey = np.isclose(got["rgb"], normalised(np.full(3, luma), **IMAGENET), atol=1e-5).all(-1).any((1, 2))
+    rates = {
+        "weak erased": (is_erased(got["rgb"], fill), 0.6),
+        "weak grey": (grey, 0.1),
+        "strong exchanged": (is_level(got["rgb_strong"]), 0.5),
+        "strong erased where not exchanged": (is_erased(got["rgb_strong"], fill), 0.6 * 0.5),
+        "infrared level": (is_level(got["ir"]), 0.9),
+        "infrared erased where not level": (is_erased(got["ir"], fill), 0.5 * 0.1),
+    }
+    for name, (happened, rate) in rates.items():
+        assert abs(happened.mean() - rate) < 0.025, name
+    erased = is_erased(got["rgb"], fill)
+    assert abs(np.corrcoef(erased, grey)[0, 1]) < 0.06 and not is_level(got["rgb"])[erased].any()
+
+
+def test_views_of_a_picture_are_drawn_apart_and_depend_on_nothing_but_their_row():
+    x, key = {"rgb": pictures(0), "ir": pictures(1)}, jax.random.key(3)
+    options = dict(pad=PAD, **TVI_LFM)
+    plain = options | {"views": dict(rgb={}, again=dict(of="rgb"))}
+    two = jax.jit(functools.partial(aug.augment, **plain))(x, key)
+    assert (np.asarray(two["rgb"]) != np.asarray(two["again"])).any((1, 2, 3)).sum() > 0.9 * B
+    same = jax.jit(functools.partial(aug.augment, sync="all", **plain))(x, key)
+    np.testing.assert_array_equal(same["rgb"], same["again"])
+    step = jax.jit(functools.partial(aug.augment, **options))
+    whole, few = step(x, key), step({m: rows[:3] for m, rows in x.items()}, key)
+    only = jax.jit(functools.partial(aug.augment, **options | {"views": {"ir": TVI_LFM["views"]["ir"]}}))(x, key)
+    for name in whole:
+        np.testing.assert_array_equal(few[name], whole[name][:3])
+    assert only.keys() == {"ir"}
+    np.testing.assert_array_equal(only["ir"], whole["ir"])
+
+
+def test_modalities_are_the_views_where_none_are_named():
+    x, key = {"rgb": pictures(0), "nir": pictures(1)}, jax.random.key(0)
+    named = jax.jit(functools.partial(aug.augment, pad=PAD, views={"rgb": {}, "nir": {}}))(x, key)
+    for name, expected in jax.jit(functools.partial(aug.augment, pad=PAD))(x, key).items():
+        np.testing.assert_array_equal(named[name], expected)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(views={"rgb": {"gray": 0.1}}), "no setting of view 'rgb' named 'gray'; there are .*'grey'"),
+        (dict(views={"strong": {}}), r"no modality 'strong'; there are \['rgb'\]"),
+        (dict(views={"strong": {"of": "ir"}}), r"no modality 'ir'; there are \['rgb'\]"),
+        (dict(views={"rgb": {"channel": "swap"}}), "no channel 'swap'; there are .*'exchange'"),
+        (dict(fill="mean"), "no fill 'mean'; there are .*'constant'"),
+    ],
+)
+def test_what_does_not_exist_is_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        aug.augment({"rgb": pictures(0)}, jax.random.key(0), **options)
+
+
+@pytest.mark.parametrize("options", [{}, TVI_LFM], ids=["modalities", "views"])
+def test_a_batch_split_over_devices_is_augmented_without_communication(options):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("data",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    x, key = {"rgb": pictures(0, 16)}, jax.random.key(0)
-    sharded = jax.jit(functools.partial(aug.augment, pad=PAD), in_shardings=(split, whole))
+    x, key = {"rgb": pictures(0, 16), "ir": pictures(1, 16)}, jax.random.key(0)
+    step = functools.partial(aug.augment, pad=PAD, **options)
+    sharded = jax.jit(step, in_shardings=(split, whole))
     program = sharded.lower(x, key).compile()
-    assert program.output_shardings["rgb"].spec == split.spec
     for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert word not in program.as_text()
-    np.testing.assert_allclose(sharded(jax.device_put(x, split), key)["rgb"], run(x, key)["rgb"], atol=1e-6)
+    alone, got = jax.jit(step)(x, key), sharded(jax.device_put(x, split), key)
+    for name in alone:
+        assert program.output_shardings[name].spec == split.spec
+        np.testing.assert_allclose(got[name], alone[name], atol=1e-6)

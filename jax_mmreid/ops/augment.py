@@ -1,25 +1,27 @@
 """Random augmentation on the device, and the normalisation that goes with it.
 
-In order: horizontal flip, pad with black and crop back to the size, [0, 1], normalise, random erasing with
-normal noise (Zhong et al., 2020). By default the pictures of one sample are transformed independently of each
-other, as the recipes of multi-modality re-identification do.
+In order: horizontal flip, pad with black and crop back to the size, grey, [0, 1], normalise, random erasing, one
+channel in place of three. By default the pictures of one sample are transformed independently of each other, as the
+recipes of multi-modality re-identification do; a picture may be shown in several views, each with its own draws.
 
-What happens to a picture is a pure function of (key, row, modality name): another row, another modality or
-another batch size never shifts it, and a batch split over devices needs no communication.
+What happens to a picture is a pure function of (key, row, name of the view): another row, another view or another
+batch size never shifts it, and a batch split over devices needs no communication.
 """
 
-import math
+import functools
 import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# The operations whose draws all modalities of a row share.
-SYNC = {"none": (), "flip": ("flip",), "flip_crop": ("flip", "crop"), "all": ("flip", "crop", "erase")}
-ERASE_AREA = (0.02, 1 / 3)  # of the picture
-ERASE_ASPECT = (0.3, 1 / 0.3)  # height over width, log-uniform
-ERASE_ATTEMPTS = 10
+from jax_mmreid.ops import colour
+from jax_mmreid.ops import erase as erasing
+
+OPS = ("flip", "crop", "grey", "erase", "channel")
+# The operations whose draws all views of a row share.
+SYNC = {"none": (), "flip": ("flip",), "flip_crop": ("flip", "crop"), "all": OPS}
 
 
 class Params(NamedTuple):
@@ -29,7 +31,9 @@ class Params(NamedTuple):
     top: jax.Array  # int32, the crop's first row and column in the flipped picture,
     left: jax.Array  # -pad..pad; outside the picture it is black
     box: jax.Array  # [4] int32, top, left, height, width of what is erased after the crop; height 0: nothing
-    noise: jax.Array  # random key of the fill
+    noise: jax.Array | None  # random key of the fill; None: constants
+    grey: jax.Array | None = None  # bool; None: never
+    channel: jax.Array | None = None  # int32, what the channels become, see `colour.draw_channel`; None: nothing
 
 
 def normalise(
@@ -40,14 +44,32 @@ def normalise(
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def draw(keys: dict[str, jax.Array], size: tuple[int, int], *, flip: float, pad: int, erase: float) -> Params:
+def draw(
+    keys: dict[str, jax.Array],
+    size: tuple[int, int],
+    *,
+    flip: float,
+    pad: int,
+    erase: float,
+    fill: str = "noise",
+    grey: float | None = None,
+    channel: str | None = None,
+) -> Params:
     """Draws the parameters for one picture of `size` (H, W).
 
-    keys {"flip", "crop", "erase"}, flip and erase the probabilities of either, pad in pixels.
+    keys: one for each of OPS that is asked for. The rest is as in `augment`.
     """
     top, left = jax.random.randint(keys["crop"], (2,), -pad, pad + 1)
-    box_key, noise = jax.random.split(keys["erase"])
-    return Params(jax.random.bernoulli(keys["flip"], flip), top, left, _draw_box(box_key, size, erase), noise)
+    box, noise = erasing.draw(keys["erase"], size, erase, fill)
+    return Params(
+        flip=jax.random.bernoulli(keys["flip"], flip),
+        top=top,
+        left=left,
+        box=box,
+        noise=noise,
+        grey=None if grey is None else jax.random.bernoulli(keys["grey"], grey),
+        channel=None if channel is None else colour.draw_channel(keys["channel"], channel),
+    )
 
 
 def apply(
@@ -62,7 +84,10 @@ def apply(
     inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)  # [H,W]
     x = jnp.where(params.flip, W - 1 - x, x)
     image = jnp.where(inside[..., None], image[y.clip(0, H - 1), x.clip(0, W - 1)], 0)
-    return _erase(normalise(image, mean, std), params.box, params.noise)
+    if params.grey is not None:
+        image = jnp.where(params.grey, colour.grey(image), image)
+    image = erasing.erase(normalise(image, mean, std), params.box, params.noise)
+    return image if params.channel is None else colour.replicate(image, params.channel)
 
 
 def augment(
@@ -72,23 +97,46 @@ def augment(
     flip: float = 0.5,
     pad: int = 10,
     erase: float = 0.5,
+    fill: str = "noise",
+    grey: float | None = None,
+    channel: str | None = None,
     sync: str = "none",
     mean: float | tuple[float, ...] = 0.5,
     std: float | tuple[float, ...] = 0.5,
+    views: dict[str, dict] | None = None,
 ) -> dict[str, jax.Array]:
-    """Augments and normalises a batch of pictures, {modality: [B,H,W,3] uint8} -> the same in float32.
+    """Augments and normalises a batch of pictures, {modality: [B,H,W,3] uint8} -> {view: [B,H,W,3] float32}.
 
-    `sync` names what the modalities of a row share: none, flip, flip_crop or all (then the noise too).
-    Raises ValueError for another word.
+    flip, erase, grey: probabilities; pad: pixels; fill: noise or constant, see `erase`; channel: exchange or
+    adaptive_grey, see `colour`. `views` {name: changes} lists what is returned, each with what differs from these
+    settings; "of" names its modality if that is not its own name. None: every modality as one view. `sync` names what
+    the views of a row share: none, flip, flip_crop or all.
+    Raises ValueError for a word, a setting or a modality that does not exist.
     """
-    if sync not in SYNC:
-        raise ValueError(f"augment: no sync {sync!r}; there are {list(SYNC)}")
+    _one_of("sync", sync, SYNC)
+    common = dict(flip=flip, pad=pad, erase=erase, fill=fill, grey=grey, channel=channel)
 
-    def one(name, row, image):
-        keys = {op: _stream(key, row, "" if op in SYNC[sync] else name, op) for op in SYNC["all"]}
-        return apply(image, draw(keys, image.shape[:2], flip=flip, pad=pad, erase=erase), mean, std)
+    def one(name, settings, row, image):
+        keys = {op: _stream(key, row, "" if op in SYNC[sync] else name, op) for op in OPS}
+        return apply(image, draw(keys, image.shape[:2], **settings), mean, std)
 
-    return {m: jax.vmap(lambda r, i, m=m: one(m, r, i))(jnp.arange(len(x)), x) for m, x in images.items()}
+    out = {}
+    for name, changes in (dict.fromkeys(images, {}) if views is None else views).items():
+        settings = _settings(name, common, changes)
+        modality = settings.pop("of")
+        _one_of("modality", modality, images)
+        x = images[modality]
+        out[name] = jax.vmap(functools.partial(one, name, settings))(jnp.arange(len(x)), x)
+    return out
+
+
+def _settings(view: str, common: dict, changes: dict) -> dict:
+    for setting in changes:
+        _one_of(f"setting of view {view!r} named", setting, ("of", *common))
+    settings = {"of": view} | common | changes
+    _one_of("fill", settings["fill"], erasing.KINDS)
+    _one_of("channel", settings["channel"], (None, *colour.CHANNEL))
+    return settings
 
 
 def _stream(key: jax.Array, row: jax.Array, owner: str, op: str) -> jax.Array:
@@ -97,31 +145,6 @@ def _stream(key: jax.Array, row: jax.Array, owner: str, op: str) -> jax.Array:
     return key
 
 
-def _draw_box(key: jax.Array, size: tuple[int, int], erase: float) -> jax.Array:
-    """[4] int32: the first of the attempts that fits strictly inside; height 0 if none does or by chance."""
-    H, W = size
-    chance, area, aspect, corner = jax.random.split(key, 4)
-    area = H * W * jax.random.uniform(area, (ERASE_ATTEMPTS,), minval=ERASE_AREA[0], maxval=ERASE_AREA[1])
-    low, high = map(math.log, ERASE_ASPECT)
-    aspect = jnp.exp(jax.random.uniform(aspect, (ERASE_ATTEMPTS,), minval=low, maxval=high))
-    height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
-    width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
-    fits = (height < H) & (width < W)
-    first = jnp.argmax(fits)
-    height, width = height[first], width[first]
-    place = jax.random.uniform(corner, (2,)) * jnp.stack([H - height + 1, W - width + 1])
-    top, left = place.astype(jnp.int32)
-    happens = jax.random.bernoulli(chance, erase) & fits[first]
-    return jnp.stack([top, left, jnp.where(happens, height, 0), width])
-
-
-def _erase(image: jax.Array, box: jax.Array, key: jax.Array) -> jax.Array:
-    """Fills `box` of image [H,W,C] float32 with normal noise."""
-    H, W, C = image.shape
-    top, left, height, width = box
-    y, x = jnp.arange(H)[:, None] - top, jnp.arange(W)[None, :] - left
-    erased = (y >= 0) & (y < height) & (x >= 0) & (x < width)  # [H,W]
-    # Random numbers cost more than all the rest together, so only as many are drawn as the largest box takes:
-    # its area, with half a pixel more on each side for rounding.
-    noise = jax.random.normal(key, (math.ceil(ERASE_AREA[1] * H * W + (H + W) / 2 + 1), C))
-    return jnp.where(erased[..., None], noise[jnp.where(erased, y * width + x, 0)], image)
+def _one_of(what: str, value: str | None, known: Iterable) -> None:
+    if value not in known:
+        raise ValueError(f"augment: no {what} {value!r}; there are {list(known)}")
