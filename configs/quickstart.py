@@ -4,7 +4,8 @@ python -m jax_mmreid.main --config=configs/quickstart.py --workdir=runs/quicksta
 python -m jax_mmreid.main --config=configs/quickstart.py:row=A,eta=0.5 --workdir=runs/quickstart_a
 python -m jax_mmreid.main --config=configs/quickstart.py:dataset=rgbnt201 --config.data.data_dir=FOLDER --workdir=...
 
-row, eta, modalities: as in rgbnt201.py. dataset: synthetic, or rgbnt201 for a folder of your own in that layout.
+row, eta, modalities: as in rgbnt201.py. dataset: synthetic; rgbnt201 for a folder of your own in that layout, manifest
+for pictures that a table lists. splits, incomplete: as in manifest.py.
 The pictures are drawn into data/synthetic on first use: 96 training and 32 test identities, 4 cameras, 2 triples
 each. Weights start at random, the text tower's too, so text features carry no meaning here; see README.md.
 """
@@ -14,7 +15,8 @@ from jax_mmreid.recipes import miss_reid, miss_reid_weights
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, row="F", eta="0", modalities="rgb/nir/tir", dataset="synthetic")
+    recipe = dict(row="F", eta="0", modalities="rgb/nir/tir", splits="test", incomplete="error")
+    arg = parse_arg(arg, dataset="synthetic", **recipe)
     config = miss_reid(epochs=9, text_epoch=5, **arg)
     config.data.data_dir = f"data/{arg.dataset}"
     if arg.dataset == "synthetic":

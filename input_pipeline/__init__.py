@@ -7,15 +7,13 @@ Everything here is numpy, Pillow and grain on the host: pictures leave as uint8,
 import dataclasses
 import functools
 import hashlib
-import importlib
-import inspect
 import logging
-import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from PIL import Image
 
-from input_pipeline import datasets, loader
+from input_pipeline import datasets, images, loader, packed
 from input_pipeline import missing as masks
 from input_pipeline.records import Records, single_identities
 from input_pipeline.sampler import IdentitySampler
@@ -35,7 +33,7 @@ class OpenedData:
     fingerprint: str
     present_train: np.ndarray  # [N,M] bool over the whole training list, all-False rows included
     missing_rates: dict[str, float]  # of the rows trained on
-    _splits: dict[str, loader.Split]
+    _splits: dict[str, loader.Reader]
     _sampler: IdentitySampler
     _eval_batch_size: int
     _reading: dict  # threads and shard, for the loader
@@ -45,22 +43,25 @@ class OpenedData:
         """Training batches of steps start..stop-1; batch t is a pure function of (seed, t)."""
         if start < 0:
             raise ValueError(f"data: cannot start at step {start}")
-        split = self._splits["train"]
-        return loader.train_batches(split, self._sampler, start, stop, image_size=self.image_size, **self._reading)
+        return loader.train_batches(self._splits["train"], self._sampler, start, stop, **self._reading)
 
     def split(self, name: str) -> Iterator[Batch]:
         """Every row of a split once, in order, unaugmented; "train" is masked as in training and has labels."""
-        return loader.eval_batches(self._find(name), self._eval_batch_size, image_size=self.image_size, **self._reading)
+        return loader.eval_batches(self._find(name), self._eval_batch_size, **self._reading)
 
     def num_rows(self, name: str) -> int:
         """Rows of a split, padding not counted."""
-        return len(self._find(name).records)
+        return len(self._find(name).split.records)
+
+    def present(self, name: str) -> dict[str, np.ndarray]:
+        """Which pictures the rows of a split have, {modality: [N] bool}; of "train" those that are shown."""
+        return dict(zip(self.modalities, self._find(name).split.present.T))
 
     def save_masks(self, path: str) -> None:
         """Writes the training masks to an .npz file that `missing.mask_file` can name."""
         masks.save(path, self.present_train, self._train_list)
 
-    def _find(self, name: str) -> loader.Split:
+    def _find(self, name: str) -> loader.Reader:
         if name not in self._splits:
             raise ValueError(f"data: no split {name!r}; there are {', '.join(self._splits)}")
         return self._splits[name]
@@ -81,19 +82,37 @@ def open_data(
     seed: int,
     shard: tuple[int, int] = (0, 1),
     options: dict | None = None,
+    cache: str = "",
+    on_bad_image: str = "error",
+    range16: tuple[int, int] = images.RANGE16,
+    resize: tuple[str, str] = loader.RESIZE,
+    source: str = "files",
 ) -> OpenedData:
     """Opens dataset `name` (a module of `input_pipeline.datasets`) for training and evaluation.
 
     `image_size` is (H, W); a training batch has `identities` x `instances` rows; `missing` holds eta, seed, mode,
     all_missing and mask_file ("" draws the masks); `shard` is (process index, number of processes), and each
     process reads its block of every batch; `options` are further keyword arguments of the dataset's `load`.
+
+    `cache`: "memory" keeps what was decoded, at most all pictures in `image_size`; "" keeps nothing.
+    `on_bad_image`: "error", or "drop" to train without a few unreadable pictures; evaluation never goes without.
+    `range16`: which values of 16-bit pictures become black and white, see `images.decode`.
+    `resize`: Pillow's resampling in training and in evaluation: nearest, bilinear, bicubic, lanczos, ...
+    `source`: "files", or "tfds" for what `tfds_builder` packed below `data_dir`, with the same batches.
     Raises ValueError for an argument that cannot be, DataError for data that cannot be used.
     """
     modalities, batch_size = _distinct(modalities), identities * instances
     _check_sizes(identities=identities, instances=instances, eval_batch_size=eval_batch_size, threads=threads)
     _check_shard(shard, batch_size, eval_batch_size)
-    given = dict(data_dir=data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
-    records = _find(name, "load", options or {}, **given)()
+    _check_reading(cache, on_bad_image, range16, resize)
+    records = load_records(
+        name,
+        data_dir,
+        modalities=modalities,
+        allow_missing_files=allow_missing_files,
+        options=options or {},
+        source=source,
+    )
     whole = records["train"]
     present = _masks(whole, modalities, **missing)
     kept = np.flatnonzero(present.any(axis=1))
@@ -104,6 +123,9 @@ def open_data(
     splits = {split: loader.Split(r, r.has_file(), None) for split, r in records.items()}
     splits["train"] = loader.Split(train, present[kept], label)
     sampler = IdentitySampler(label, identities=identities, instances=instances, seed=seed)
+    reader = functools.partial(
+        loader.Reader, image_size=image_size, range16=range16, resize=resize, cache=cache == "memory"
+    )
     return OpenedData(
         modalities=modalities,
         image_size=tuple(image_size),
@@ -114,12 +136,29 @@ def open_data(
         fingerprint=_fingerprint(records, present),
         present_train=present,
         missing_rates=masks.rates(present[kept], modalities),
-        _splits=splits,
+        _splits={split: reader(x, drop=split == "train" and on_bad_image == "drop") for split, x in splits.items()},
         _sampler=sampler,
         _eval_batch_size=eval_batch_size,
         _reading=dict(threads=threads, shard=shard),
         _train_list=whole.fingerprint(),
     )
+
+
+def load_records(
+    name: str,
+    data_dir: str,
+    *,
+    modalities: Sequence[str],
+    allow_missing_files: bool,
+    options: dict,
+    source: str = "files",
+) -> dict[str, Records]:
+    """The splits of dataset `name` as tables, from its files or as packed; raises as `open_data`."""
+    if source not in ("files", "tfds"):
+        raise ValueError(f"data.source={source!r}: there are 'files' and 'tfds'")
+    given = dict(data_dir=data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
+    load = datasets.find(name, "load", options, **given)
+    return packed.load(data_dir, name=name, modalities=modalities) if source == "tfds" else load()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +198,7 @@ def describe(
     """
     modalities = _distinct(modalities)
     _check_sizes(identities=identities, instances=instances, threads=0)
-    counts = _find(name, "counts", options or {}, data_dir=data_dir, modalities=modalities)()["train"]
+    counts = datasets.find(name, "counts", options or {}, data_dir=data_dir, modalities=modalities)()["train"]
     return DescribedData(
         modalities=modalities,
         image_size=tuple(image_size),
@@ -175,19 +214,6 @@ def _distinct(modalities: Sequence[str]) -> tuple[str, ...]:
     if len(set(modalities)) < len(modalities):
         raise ValueError(f"data.modalities={tuple(modalities)}: a modality is named twice")
     return tuple(modalities)
-
-
-def _find(name: str, function: str, options: dict, **given: object) -> Callable:
-    """A function of datasets/<name>.py that has its own options and the arguments `given`."""
-    names = sorted(module.name for module in pkgutil.iter_modules(datasets.__path__))
-    if name not in names:
-        raise ValueError(f"data.name: no dataset {name!r}; there are {', '.join(names)}")
-    found = getattr(importlib.import_module(f"{datasets.__name__}.{name}"), function)
-    try:
-        inspect.signature(found).bind(**given, **options)
-    except TypeError as error:
-        raise ValueError(f"data.options of {name}: {error}") from None
-    return functools.partial(found, **given, **options)
 
 
 def _masks(
@@ -237,6 +263,18 @@ def _check_shard(shard: tuple[int, int], batch_size: int, eval_batch_size: int) 
         )
     if eval_batch_size % count:
         raise ValueError(f"data.eval_batch_size={eval_batch_size} does not divide by {count} processes")
+
+
+def _check_reading(cache: str, on_bad_image: str, range16: tuple[int, int], resize: tuple[str, str]) -> None:
+    filters = tuple(name.lower() for name in Image.Resampling.__members__)
+    if len(resize) != 2 or not set(resize) <= set(filters):
+        raise ValueError(f"data.resize={tuple(resize)}: must be two of {', '.join(filters)}")
+    for key, value, known in (("cache", cache, ("", "memory")), ("on_bad_image", on_bad_image, ("error", "drop"))):
+        if value not in known:
+            raise ValueError(f"data.{key}={value!r}: there are {' and '.join(map(repr, known))}")
+    whole = len(range16) == 2 and all(isinstance(x, int) for x in range16)
+    if not whole or not 0 <= range16[0] < range16[1] <= 65535:
+        raise ValueError(f"data.range16={tuple(range16)}: must be two whole numbers that ascend within 0..65535")
 
 
 def _check_identities(name: str, train: Records, evaluation: list[Records]) -> None:

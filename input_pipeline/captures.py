@@ -38,6 +38,12 @@ class Plan:
     def test_pids(self) -> range:
         return range(2, 2 * self.num_test_ids + 1, 2)
 
+    def check_pids(self, limit: int) -> None:
+        """Raises ValueError if a layout whose identities go up to `limit` cannot name all people."""
+        for name in ("num_train_ids", "num_test_ids"):
+            if getattr(self, name) > limit // 2:
+                raise ValueError(f"synthesize: {name} is {getattr(self, name)}, this layout takes up to {limit // 2}")
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -69,16 +75,20 @@ def save_jpeg(path: Path, picture: np.ndarray) -> None:
 
 
 class Captions:
-    """Collects captions by picture and writes the JSON files; both infrared spectra share the IR files."""
+    """Collects captions by picture and writes the JSON files; both infrared spectra share the IR files.
 
-    def __init__(self):
+    The files name a picture by `prefix` and its path inside the dataset.
+    """
+
+    def __init__(self, prefix: str = ""):
+        self.prefix = prefix
         self.sentences = {"RGB": {}, "IR": {}}  # picture's path -> sentence, the same in other words
         self.by_pid = {}  # unpadded pid -> RGB sentences; a dict keeps them unique and in order
 
     def add(self, path: str, capture: Capture, spectrum: str) -> None:
         """Files the captions of one picture under its path inside the dataset."""
         pair = capture.captions[spectrum]
-        self.sentences["RGB" if spectrum == "rgb" else "IR"][path] = pair
+        self.sentences["RGB" if spectrum == "rgb" else "IR"][self.prefix + path] = pair
         if spectrum == "rgb":
             self.by_pid.setdefault(str(capture.pid), {})[pair[0]] = True
 

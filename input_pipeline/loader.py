@@ -1,9 +1,11 @@
 """Batches from records: whole batches are read by threads, and each is a pure function of its number.
 
-Threads, not processes: Pillow decodes without holding the interpreter's lock, and nothing is copied.
+Threads, not processes: pictures are decoded without holding the interpreter's lock, and nothing is copied.
 """
 
 import dataclasses
+import logging
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,7 +14,12 @@ from PIL import Image
 from input_pipeline import images
 from input_pipeline.records import Records
 from input_pipeline.sampler import IdentitySampler
-from jax_mmreid.batch import Batch
+from jax_mmreid.batch import Batch, DataError
+
+log = logging.getLogger(__name__)
+
+RESIZE = ("bicubic", "bilinear")  # of Pillow: in training, in evaluation
+FORGIVEN = 0.01  # of the training pictures may be dropped as unreadable, and always one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,61 +31,170 @@ class Split:
     label: np.ndarray | None  # [N] int32 0..K-1
 
 
+class Reader:
+    """Reads rows of a split as batches of one size.
+
+    `resize` names the resampling of training and of evaluation. `cache` keeps every picture that was read with the
+    split's own of the two. `drop` takes unreadable pictures for absent, up to 1 % of the split, and tells each once.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        image_size: tuple[int, int],
+        *,
+        range16: tuple[int, int] = images.RANGE16,
+        resize: tuple[str, str] = RESIZE,
+        cache: bool = False,
+        drop: bool = False,
+    ):
+        self.split, self.image_size = split, tuple(image_size)
+        self.training, self.evaluation = (Image.Resampling[name.upper()] for name in resize)
+        self._range16, self._drop = range16, drop
+        self._present = split.present.copy()  # what is not known to be unreadable
+        self._lock = threading.Lock()
+        self._cached = None
+        if cache:
+            # Memory is taken as pictures arrive. Threads that meet in one place write the same pixels there.
+            shape = (len(split.present), *self.image_size, 3)
+            try:
+                self._cached = [np.empty(shape, np.uint8) for _ in split.records.paths]
+            except MemoryError:
+                raise DataError(
+                    f"data: {split.present.size} pictures do not fit into memory; set data.cache=''"
+                ) from None
+            self._done = np.zeros_like(split.present)
+
+    @property
+    def present(self) -> np.ndarray:
+        """[N,M] bool: the masks of the split, less what was dropped so far."""
+        return self._present.copy()
+
+    def batch(self, rows: np.ndarray, resample: Image.Resampling, replace: bool = False) -> Batch:
+        """One batch of the given rows, unaugmented; absent pictures are zeros and their files are not opened.
+
+        With `replace`, a row that lost all its pictures by `drop` gives way to the next one of its identity that has
+        one in a modality that it had. Raises DataError for a picture that cannot be read.
+        """
+        records, rows = self.split.records, np.array(rows)
+        pixels = [np.zeros((len(rows), *self.image_size, 3), np.uint8) for _ in records.paths]
+        present = self._present[rows]
+        for i, row in enumerate(rows):
+            if i and row == rows[i - 1]:  # padding and repeated rows are not decoded twice
+                present[i] = present[i - 1]
+                for x in pixels:
+                    x[i] = x[i - 1]
+            else:
+                self._fill(row, resample, [x[i] for x in pixels], present[i])
+        if replace:
+            for i in np.flatnonzero(~present.any(axis=1)):
+                rows[i] = self._replace(rows[i], resample, [x[i] for x in pixels], present[i])
+        batch = {"images": dict(zip(records.paths, pixels)), "present": dict(zip(records.paths, present.T.copy()))}
+        if self.split.label is not None:
+            batch["label"] = self.split.label[rows]
+        batch |= {"pid": records.pid[rows], "camid": records.camid[rows], "view": records.view[rows]}
+        return batch | {"index": np.asarray(rows, np.int32)}
+
+    def _fill(self, row: int, resample: Image.Resampling, out: list[np.ndarray], present: np.ndarray) -> None:
+        """Writes the pictures of a row into `out`, and False into `present` for those that are dropped."""
+        keep = self._cached is not None and resample == (self.evaluation if self.split.label is None else self.training)
+        files = {}
+        for column in np.flatnonzero(present):
+            if keep and self._done[row, column]:
+                out[column][...] = self._cached[column][row]
+                continue
+            try:
+                out[column][...] = self._picture(row, column, resample, files)
+            except images.BadImageError as error:
+                if not self._drop:
+                    raise
+                present[column] = False
+                self._tell(row, column, error)
+                continue
+            if keep:
+                self._cached[column][row] = out[column]
+                self._done[row, column] = True
+
+    def _picture(self, row: int, column: int, resample: Image.Resampling, files: dict) -> np.ndarray:
+        """One picture; `files` holds what was read of this row before, since several pictures may be in one file."""
+        records = self.split.records
+        name = tuple(records.paths)[column]
+        path = records.path(name, row)
+        if records.packed is not None:
+            files.update(files or records.packed[records.rows[row]])
+            pixels = images.decode(files[name], path, self._range16)
+        else:
+            if path not in files:
+                files[path] = images.read(path, self._range16)
+            pixels = files[path]
+        return images.fit(pixels, path, self.image_size, resample, records.part(name, row))
+
+    def _replace(self, row: int, resample: Image.Resampling, out: list[np.ndarray], present: np.ndarray) -> int:
+        """Reads in place of `row` the next row that can stand for it, and returns that."""
+        label, wanted = self.split.label, self.split.present[row]
+        same = np.flatnonzero(label == label[row])
+        for other in np.roll(same, -np.searchsorted(same, row))[1:]:
+            present[:] = self._present[other]
+            if (present & wanted).any():
+                self._fill(other, resample, out, present)
+            if (present & wanted).any():
+                return other
+            for x in out:
+                x[...] = 0
+        raise DataError(
+            f"data: no picture of training identity {self.split.records.pid[row]} can stand for the unreadable "
+            f"{self.split.records.path(tuple(self.split.records.paths)[np.argmax(wanted)], row)}; replace that file"
+        )
+
+    def _tell(self, row: int, column: int, error: DataError) -> None:
+        with self._lock:
+            if not self._present[row, column]:
+                return
+            self._present[row, column] = False
+            whole = np.count_nonzero(self.split.present)
+            count = whole - np.count_nonzero(self._present)
+        if count > max(1, FORGIVEN * whole):
+            raise DataError(
+                f"data: {count} of {whole} training pictures cannot be read, more than data.on_bad_image='drop' "
+                f"forgives; the last one: {error}"
+            ) from error
+        log.warning("dropped from training (%d of %d pictures so far): %s", count, whole, error)
+
+
 def train_batches(
-    split: Split,
-    sampler: IdentitySampler,
-    start: int,
-    stop: int,
-    *,
-    image_size: tuple[int, int],
-    threads: int,
-    shard: tuple[int, int],
+    reader: Reader, sampler: IdentitySampler, start: int, stop: int, *, threads: int, shard: tuple[int, int]
 ) -> Iterator[Batch]:
     """Batches of steps start..stop-1; process i of n (`shard`) gets the i-th block of rows of each."""
 
     def make(step: int) -> Batch:
         rows = np.split(sampler.rows(step), shard[1])[shard[0]]
-        return read_rows(split, rows, image_size, Image.Resampling.BICUBIC)
+        return reader.batch(rows, reader.training, replace=True)
 
     return _stream(make, start, stop, threads)
 
 
-def eval_batches(
-    split: Split, batch_size: int, *, image_size: tuple[int, int], threads: int, shard: tuple[int, int]
-) -> Iterator[Batch]:
+def eval_batches(reader: Reader, batch_size: int, *, threads: int, shard: tuple[int, int]) -> Iterator[Batch]:
     """Every row once, in order; the last batch repeats the last row, with `valid` False and `index` -1 there.
 
-    Process i of n (`shard`) gets the i-th block of rows of each batch, which may be padding only.
+    Process i of n (`shard`) gets the i-th block of rows of each batch, which may be padding only. A training row all of
+    whose pictures were dropped counts as padding. Raises RuntimeError if a row did not come once.
     """
-    N = len(split.records)
+    N = len(reader.split.records)
 
     def make(number: int) -> Batch:
         rows = number * batch_size + np.split(np.arange(batch_size), shard[1])[shard[0]]
-        batch = read_rows(split, np.minimum(rows, N - 1), image_size, Image.Resampling.BILINEAR)
-        valid = rows < N
+        batch = reader.batch(np.minimum(rows, N - 1), reader.evaluation)
+        valid = (rows < N) & np.any(list(batch["present"].values()), axis=0)
         return batch | {"valid": valid, "index": np.where(valid, batch["index"], np.int32(-1))}
 
-    return _stream(make, 0, -(-N // batch_size), threads)
-
-
-def read_rows(split: Split, rows: np.ndarray, image_size: tuple[int, int], resample: Image.Resampling) -> Batch:
-    """One batch of the given rows, unaugmented; absent pictures are zeros and their files are not opened."""
-    records = split.records
-    batch = {"images": {}, "present": {}}
-    for column, name in enumerate(records.paths):
-        present = split.present[rows, column]
-        pixels = np.zeros((len(rows), *image_size, 3), np.uint8)
-        for i in np.flatnonzero(present):
-            if i and rows[i] == rows[i - 1]:  # padding and repeated rows are not decoded twice
-                pixels[i] = pixels[i - 1]
-            else:
-                pixels[i] = images.read(records.path(name, rows[i]), image_size, resample)
-        batch["images"][name] = pixels
-        batch["present"][name] = present
-    if split.label is not None:
-        batch["label"] = split.label[rows]
-    batch |= {"pid": records.pid[rows], "camid": records.camid[rows], "view": records.view[rows]}
-    return batch | {"index": np.asarray(rows, np.int32)}
+    seen = np.zeros(N, np.int32)
+    for batch in _stream(make, 0, -(-N // batch_size), threads):
+        np.add.at(seen, batch["index"][batch["valid"]], 1)
+        yield batch
+    mine = np.arange(N) % batch_size // (batch_size // shard[1]) == shard[0]
+    wrong = np.flatnonzero(seen != (mine & reader.present.any(axis=1)))
+    if len(wrong):
+        raise RuntimeError(f"loader: {len(wrong)} of {N} rows did not come once in a pass; the first is {wrong[0]}")
 
 
 def _stream(make: Callable[[int], Batch], start: int, stop: int, threads: int) -> Iterator[Batch]:

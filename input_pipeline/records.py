@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,13 +36,16 @@ class Records:
     parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     # "rgb", "ir": what is said of such a picture of the row; "rgb_rephrased", "ir_rephrased": the same in other words
     captions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # -> [N] str, "" where nothing is said
+    # Where pictures are not files: packed[rows[i]] is {modality: the bytes of a file of its own} of row i
+    packed: Sequence[dict[str, bytes]] | None = None
+    rows: np.ndarray | None = None  # [N] int64
 
     def __post_init__(self):
         columns = (*self.paths.values(), *self.parts.values(), *self.captions.values())
         lengths = {len(x) for x in (*columns, self.pid, self.camid, self.view)}
         if len(lengths) != 1:
             raise ValueError(f"records: the columns have different lengths: {sorted(lengths)}")
-        for row in np.flatnonzero(~self.has_file().any(axis=1)):
+        for row in np.flatnonzero(~self.has_file().any(axis=1)) if self.packed is None else ():
             raise DataError(
                 f"records: row {row} (identity {self.pid[row]}, camera {self.camid[row]}) has no picture in any "
                 f"of {', '.join(self.paths)}; remove it from the data"
@@ -64,6 +68,7 @@ class Records:
             pid=self.pid[rows],
             camid=self.camid[rows],
             view=self.view[rows],
+            rows=None if self.rows is None else self.rows[rows],
         )
 
     def path(self, modality: str, row: int) -> str:
@@ -71,8 +76,9 @@ class Records:
         return os.path.join(self.root, str(self.paths[modality][row]))
 
     def part(self, modality: str, row: int) -> int | None:
-        """Which picture of its file one is; None for a file that holds no other."""
-        return int(self.parts[modality][row]) if modality in self.parts else None
+        """Which picture of its file one is; None for a file that holds no other, as all packed ones are."""
+        whole = self.packed is not None or modality not in self.parts
+        return None if whole else int(self.parts[modality][row])
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with relative paths, captions, identities or cameras, not with the root."""

@@ -50,6 +50,9 @@ class Data(Protocol):
     def num_rows(self, name: str) -> int:
         """Rows of a split, padding not counted; raises ValueError for a split that does not exist."""
 
+    def present(self, name: str) -> dict[str, np.ndarray]:
+        """Which pictures the rows of a split have, {modality: [N] bool}."""
+
     def save_masks(self, path: str) -> None:
         """Writes which training pictures are hidden, and of which file list."""
 

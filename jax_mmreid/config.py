@@ -24,8 +24,11 @@ FREE = (
     "log_every",
     "mesh",
     "data.data_dir",
+    "data.source",
     "data.threads",
     "data.eval_batch_size",
+    "data.cache",
+    "data.on_bad_image",  # what stopped at a picture may go on without it: up to there the batches are the same
     "model.remat",
     "model.scan",
 )
@@ -48,12 +51,17 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             data=dict(
                 name=dataset,
                 data_dir="",
+                source="files",  # or "tfds": what input_pipeline.tfds_builder packed below data_dir
                 modalities=("rgb", "nir", "tir"),
                 image_size=(256, 128),  # H, W
                 identities=8,  # P of the PxK batch
                 instances=8,  # K of the PxK batch
                 eval_batch_size=128,
                 threads=2,
+                cache="",  # "memory" keeps decoded pictures
+                on_bad_image="error",  # "drop" trains without a few unreadable pictures
+                range16=(0, 65535),  # what becomes black and white in 16-bit pictures
+                resize=("bicubic", "bilinear"),  # Pillow's, in training and in evaluation
                 allow_missing_files=False,
                 options={},  # the dataset module's own keyword arguments
             ),
@@ -121,21 +129,28 @@ def parse_eta(text: str, count: int = 3) -> tuple[float, ...]:
 
 
 def missing_evals(
-    modalities: tuple[str, ...], split: str, junk: str, prefix: str = "", options: dict | None = None
+    modalities: tuple[str, ...],
+    splits: str,
+    junk: str,
+    prefix: str = "",
+    options: dict | None = None,
+    incomplete: str = "error",
 ) -> dict:
     """Rows for `config.evals`: all modalities, every way of missing some on both sides, and the mean of those.
 
     Names and order follow Table 2 of the Miss-ReID poster: full no_r no_n no_t no_rn no_rt no_nt mean_missing.
-    `options` are fields of the method that these rows change.
+    `splits` is one split for both sides, or "query/gallery"; `options` are fields of the method that these rows change;
+    `incomplete` says what becomes of test rows without a picture of what a row uses.
     """
+    query, _, gallery = splits.partition("/")
     uses = {"full": tuple(modalities)}
     for size in range(1, len(modalities)):
         for gone in itertools.combinations(modalities, size):
             uses["no_" + "".join(LETTERS[m] for m in gone)] = tuple(m for m in modalities if m not in gone)
     rows = {}
     for name, use in uses.items():
-        side = dict(split=split, use=use)
-        rows[prefix + name] = dict(query=side, gallery=dict(side), junk=junk, options=options or {})
+        sides = dict(query=dict(split=query, use=use), gallery=dict(split=gallery or query, use=use))
+        rows[prefix + name] = dict(**sides, junk=junk, options=options or {}, incomplete=incomplete)
     if len(rows) > 1:
         rows[prefix + "mean_missing"] = dict(mean_of=tuple(rows)[1:])
     return rows

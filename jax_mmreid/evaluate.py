@@ -76,6 +76,10 @@ def markdown(config: ConfigDict, results: dict) -> str:
         cells = [f"{100 * row[key]:.1f}" for key in COLUMNS.values()]
         cells += ["" if full is row else f"{100 * drop:.1f} %" for drop in drops]
         lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
+    for name, row in results["evals"].items():
+        if any(row.get("skipped", {}).values()):
+            counts = " and ".join(f"{count} {side} rows" for side, count in row["skipped"].items())
+            lines += ["", f"{names[name]} leaves out {counts}, which have no picture that it uses."]
     return "\n".join(lines) + "\n"
 
 

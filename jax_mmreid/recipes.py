@@ -83,12 +83,15 @@ def miss_reid(
     tower: str = "vit_b16",
     epochs: int = 50,
     text_epoch: int = 21,
+    splits: str = "test",
+    junk: str = "same_camera",
+    incomplete: str = "error",
 ) -> ConfigDict:
     """Miss-ReID as published (Section 4.2): ViT-B/16, Adam, 50 epochs, text terms from epoch `text_epoch` (1-based) on.
 
     `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `modalities` those that
-    are used at all, `preset` names the widths, `tower` the CLIP. Raises ConfigError for a row, preset, tower, modality
-    or rate that does not exist.
+    are used at all, `preset` names the widths, `tower` the CLIP; `splits`, `junk` and `incomplete` are those of
+    `missing_evals`. Raises ConfigError for a row, preset, tower, modality or rate that does not exist.
     """
     choices = {"row": (row, MISS_REID_ROWS), "preset": (preset, MISS_REID_PRESETS), "tower": (tower, CLIP_TOWERS)}
     for name, (value, known) in choices.items():
@@ -129,9 +132,9 @@ def miss_reid(
         (r"classifier/kernel$", ("model", None)),
         (r"memory/(proto|sums)$", (None, None, "model")),
     )
-    config.evals.update(missing_evals(names, "test", "same_camera"))
+    config.evals.update(missing_evals(names, splits, junk, incomplete=incomplete))
     if ldmmc:  # the same weights with zero blocks in place of the text features
-        config.evals.update(missing_evals(names, "test", "same_camera", "zero/", {"completion": "zero"}))
+        config.evals.update(missing_evals(names, splits, junk, "zero/", {"completion": "zero"}, incomplete))
     return config
 
 

@@ -4,6 +4,7 @@ Batch t, its augmentation and its dropout are functions of (seed, t), and the st
 that stops and goes on from a checkpoint ends where an uninterrupted one does.
 """
 
+import collections
 import contextlib
 import functools
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 import jax
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from jax_mmreid import evaluators, experiment, sharding
 from jax_mmreid.batch import Batch, Data, DataError
@@ -98,14 +100,14 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
         writer = stack.enter_context(
             Writer(workdir, start=start, stop=total, rows_per_step=data.batch_size, active=first)
         )
-        batches = stack.enter_context(contextlib.closing(data.train(start, total)))
+        batches = _put_ahead(stack.enter_context(contextlib.closing(data.train(start, total))), exp.mesh)
         stack.enter_context(jax.transfer_guard("disallow"))
         step, stop, phase, run = start, False, None, None
         while step < total and not stop:
             if phase is not exp.phase(step):
                 phase = exp.phase(step)
                 run = compile_step(config, exp, phase)
-            state, scalars = run(state, sharding.to_global(next(batches), exp.mesh))
+            state, scalars = run(state, next(batches))
             step += 1
 
             stop = stopping.is_set()  # asked once, so that what stops the loop is also what saves
@@ -149,6 +151,16 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
 
     state = exp.phases[0].method.begin(state, prepared())
     return jax.device_put(state, jax.tree.map(lambda x: x.sharding, exp.abstract))
+
+
+def _put_ahead(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
+    """The batches as global arrays, one ahead: the next one moves to the devices while they work on this one."""
+    ahead = collections.deque()  # holds no batch that was handed out, whose memory is the step's to free
+    for batch in batches:
+        ahead.append(sharding.to_global(batch, mesh))
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
 
 
 def _claim(workdir: Path, config: ConfigDict, data: Data, first: bool, running: bool) -> None:

@@ -203,7 +203,7 @@ WRONG = {
     "two rates for three modalities": (["--config.missing.eta=(0.1,0.2)"], "expected 3 rates, one for each"),
     "text for a number": (["--config.epochs=many"], "--config.epochs=many"),
     "a method that does not exist": (["--config.method=miss_ried"], "no methods named 'miss_ried'; there are: "),
-    "a dataset that does not exist": (["--config.data.name=rgbn"], "no dataset 'rgbn'; there are rgbnt201, "),
+    "a dataset that does not exist": (["--config.data.name=rgbn"], "no dataset 'rgbn'; there are "),
     "no workdir": (["--workdir="], "--workdir is required"),
     "a mode that does not exist": (["--mode=test"], "--mode=test"),
     "a misspelled flag": (["--workdri=x"], "workdri"),

@@ -117,14 +117,13 @@ def test_eight_devices_measure_what_one_does(tiny, drawn):
     np.testing.assert_allclose(numbers(results, config.evals), numbers(expected, config.evals), atol=1e-6)
 
 
-def test_a_picture_without_any_modality_of_a_row_is_named(tiny, drawn, tmp_path):
-    *_, state, _ = tiny
+def test_a_picture_without_any_modality_of_a_row_is_named(drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "copy")
     config = few(tmp_path / "copy", **{"data.allow_missing_files": True})
     for folder in ("RGB", "NI"):
         sorted((tmp_path / "copy" / "test" / folder).iterdir())[4].unlink()
     with pytest.raises(DataError, match="evals.no_t: row 4 of split 'test' has none of rgb, nir"):
-        measure(config, state.variables)
+        evaluators.check(config, open_tiny(config))
 
 
 def run_rows(rows, monkeypatch, **kinds):

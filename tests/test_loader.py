@@ -1,5 +1,7 @@
-"""Opened data: batches as pure functions of the step, masks, padding, shards, broken files, early close."""
+"""Opened data: batches as pure functions of the step, masks, padding, shards, cache, broken files, early close."""
 
+import dataclasses
+import io
 import shutil
 import threading
 import time
@@ -9,8 +11,10 @@ import pytest
 from PIL import Image
 
 import input_pipeline
-from input_pipeline import images, missing, open_data
+from input_pipeline import images, loader, missing, open_data
 from input_pipeline.datasets import rgbnt201
+from input_pipeline.records import Records
+from jax_mmreid import sharding, train
 from jax_mmreid.batch import DataError, check
 
 ALL = ("rgb", "nir", "tir")
@@ -284,17 +288,239 @@ def test_a_file_that_vanished_is_named(copy):
         next(stream)
 
 
-def test_other_kinds_of_pictures(tmp_path):
-    gray = np.arange(H * W, dtype=np.uint8).reshape(H, W)
-    Image.fromarray(gray).save(tmp_path / "gray.png")
-    read = images.read(str(tmp_path / "gray.png"), (H, W), Image.Resampling.BILINEAR)
-    assert read.dtype == np.uint8
-    np.testing.assert_array_equal(read, np.repeat(gray[..., None], 3, axis=2))
-    Image.fromarray(gray).convert("CMYK").save(tmp_path / "cmyk.jpg")
-    assert images.read(str(tmp_path / "cmyk.jpg"), (5, 3), Image.Resampling.BICUBIC).shape == (5, 3, 3)
-    Image.fromarray(gray.astype(np.uint16) * 200).save(tmp_path / "deep.png")
-    with pytest.raises(DataError, match="deep.png has pixels of mode I;16"):
-        images.read(str(tmp_path / "deep.png"), (H, W), Image.Resampling.BILINEAR)
+def test_cached_batches_are_the_same(tree):
+    """... for any number of threads, from any step on, on one process or two, and again when all is cached."""
+    size = dict(image_size=(13, 17), eval_batch_size=6)  # resized: bicubic in training, bilinear in evaluation
+    plain = opened(tree, threads=0, **size)
+    want, splits = list(plain.train(0, 9)), {name: list(plain.split(name)) for name in ("train", "test")}
+    for threads in (0, 1, 2):
+        cached = opened(tree, threads=threads, cache="memory", **size)
+        shards = [opened(tree, threads=threads, cache="memory", shard=(i, 2), **size) for i in range(2)]
+        for start in (5, 0, 8):
+            for a, b in zip(cached.train(start, 9), want[start:], strict=True):
+                same(a, b)
+            for b, *blocks in zip(want[start:], *(shard.train(start, 9) for shard in shards), strict=True):
+                same(join(blocks), b)
+            for name, batches in splits.items():
+                for a, b in zip(cached.split(name), batches, strict=True):
+                    same(a, b)
+                for b, *blocks in zip(batches, *(shard.split(name) for shard in shards), strict=True):
+                    same(join(blocks), b)
+
+
+def test_what_is_cached_is_not_read_again(copy, monkeypatch):
+    data = opened(copy, cache="memory", threads=2)
+    read, paths = images.read, []
+    monkeypatch.setattr(images, "read", lambda path, *args: paths.append(path) or read(path, *args))
+    want = [list(data.train(0, 20)), list(data.split("test"))]
+    first = len(paths)
+    assert first <= data.present_train.sum() + 3 * 13 + 4  # a few are met by two threads at once
+    shutil.rmtree(copy)
+    for old, new in zip(want, [list(data.train(0, 20)), list(data.split("test"))], strict=True):
+        for a, b in zip(old, new, strict=True):
+            same(a, b)
+    assert len(paths) == first
+    with pytest.raises(DataError):  # bilinear training pictures are read once in a run, before its first step
+        list(data.split("train"))
+
+
+def test_changing_a_batch_changes_no_other(tree):
+    data = opened(tree, cache="memory", threads=0)
+    want = next(data.train(0, 1))["images"]["rgb"].copy()
+    next(data.train(0, 1))["images"]["rgb"][:] = 0
+    np.testing.assert_array_equal(next(data.train(0, 1))["images"]["rgb"], want)
+
+
+def table(root, columns, parts=None):
+    """A split without labels, of one identity."""
+    rows = len(next(iter(columns.values())))
+    numbers = np.zeros(rows, np.int32)
+    records = Records(
+        root=str(root),
+        paths={name: np.array(column) for name, column in columns.items()},
+        pid=numbers,
+        camid=numbers,
+        view=numbers,
+        parts={name: np.array(column, np.int32) for name, column in (parts or {}).items()},
+    )
+    return loader.Split(records, records.has_file(), None)
+
+
+def test_a_strip_is_decoded_once_for_its_three_pictures(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 128, 768, 3)).astype(np.uint8)
+    for row in range(2):
+        Image.fromarray(pixels[row]).save(tmp_path / f"{row}.png")
+    paths = ["0.png", "1.png"]
+    split = table(tmp_path, {"tir": paths, "rgb": paths}, {"tir": [2, 2], "rgb": [0, 0]})
+    read, opened_files = images.read, []
+    monkeypatch.setattr(images, "read", lambda path, *args: opened_files.append(path) or read(path, *args))
+    batch = check(loader.Reader(split, (128, 256)).batch(np.array([1, 0]), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(batch["images"]["rgb"], pixels[::-1, :, :256])
+    np.testing.assert_array_equal(batch["images"]["tir"], pixels[::-1, :, 512:])
+    assert len(opened_files) == 2
+
+
+def test_rows_of_arrays(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, H, W, 3)).astype(np.uint8)
+    np.save(tmp_path / "visible.npy", pixels[:3])
+    np.save(tmp_path / "infrared.npy", pixels[3:])
+    columns = {"rgb": ["visible.npy", "visible.npy", ""], "ir": ["", "", "infrared.npy"]}
+    split = table(tmp_path, columns, {"rgb": [2, 0, 0], "ir": [0, 0, 1]})
+    batch = check(loader.Reader(split, (H, W)).batch(np.arange(3), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(batch["images"]["rgb"], [pixels[2], pixels[0], np.zeros((H, W, 3))])
+    np.testing.assert_array_equal(batch["images"]["ir"][2], pixels[4])
+    assert batch["present"]["ir"].tolist() == [False, False, True]
+
+
+def test_pictures_that_are_packed_in_memory(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, H, W, 3)).astype(np.uint8)
+    stored = []
+    for picture in pixels:
+        out = io.BytesIO()
+        Image.fromarray(picture).save(out, "PNG")
+        stored.append({"rgb": out.getvalue()})
+    stored.append({"rgb": b""})
+    split = table(tmp_path, {"rgb": ["a.png", "b.png"]})
+    records = dataclasses.replace(split.records, packed=stored, rows=np.array([2, 3]))
+    reader = loader.Reader(dataclasses.replace(split, records=records), (H, W))
+    np.testing.assert_array_equal(reader.batch(np.array([0]), Image.Resampling.BILINEAR)["images"]["rgb"], pixels[2:])
+    with pytest.raises(DataError, match="cannot read .*b.png .the file is empty"):
+        reader.batch(np.array([1]), Image.Resampling.BILINEAR)
+
+
+def test_a_pass_that_loses_or_repeats_a_row_is_noticed(tree, monkeypatch):
+    stream = loader._stream
+    for change in (lambda batches: batches[:1], lambda batches: [*batches, batches[1]]):
+        monkeypatch.setattr(loader, "_stream", lambda *args, change=change: iter(change(list(stream(*args)))))
+        passing = opened(tree, missing=MASKS | {"eta": (0.0, 0.0, 0.0)}).split("test")
+        with pytest.raises(RuntimeError, match="3 of 13 rows did not come once in a pass; the first is 10"):
+            list(passing)
+
+
+NO_MASKS = MASKS | {"eta": (0.0, 0.0, 0.0)}
+
+
+def pictures(root, row):
+    """The files of a training row, by modality."""
+    name = sorted(path.name for path in (root / "train_171" / "RGB").iterdir())[row]
+    return {modality: root / "train_171" / folder / name for modality, folder in FOLDERS.items()}
+
+
+def spoiled(root, row, modalities):
+    for modality in modalities:
+        path = pictures(root, row)[modality]
+        path.write_bytes(path.read_bytes()[:60])
+
+
+def test_a_dropped_picture_is_an_absent_one(copy, monkeypatch, caplog):
+    monkeypatch.setattr(loader, "FORGIVEN", 0.1)
+    whole = list(opened(copy, missing=NO_MASKS).train(0, 12))
+    spoiled(copy, 4, ["nir"])
+    spoiled(copy, 9, ["rgb", "nir"])
+    lost = {(4, "nir"), (9, "rgb"), (9, "nir")}
+    caplog.clear()
+    data = opened(copy, missing=NO_MASKS, on_bad_image="drop")
+    for batch, want in zip(data.train(0, 12), whole, strict=True):
+        check(batch)
+        np.testing.assert_array_equal(batch["index"], want["index"])
+        for name in ALL:
+            gone = np.array([(row, name) in lost for row in batch["index"]])
+            np.testing.assert_array_equal(batch["present"][name], ~gone)
+            assert not batch["images"][name][gone].any()
+            np.testing.assert_array_equal(batch["images"][name][~gone], want["images"][name][~gone])
+    list(data.split("train"))
+    told = [line for line in caplog.messages if "dropped" in line]
+    assert len(told) == 3 and "dropped from training (3 of 66 pictures so far): images: cannot read" in told[2]
+    assert data.present_train.all() and data.fingerprint == opened(copy, missing=NO_MASKS).fingerprint
+
+
+def test_a_row_without_readable_pictures_gives_way_to_the_next_of_its_identity(copy, monkeypatch):
+    monkeypatch.setattr(loader, "FORGIVEN", 0.5)
+    whole = list(opened(copy, missing=NO_MASKS).train(0, 12))
+    one = next(row for row in range(22) if COUNTS[[*np.repeat(PIDS, [COUNTS[pid] for pid in PIDS])][row]] == 5)
+    last = one + 4  # of the five rows of identity 17; the row after it is the first, then the second
+    spoiled(copy, last, ALL)
+    spoiled(copy, one, ALL)
+    moved = {last: one + 1, one: one + 1}
+    want = [[moved.get(row, row) for row in batch["index"].tolist()] for batch in whole]
+    assert any(row in moved for batch in whole for row in batch["index"].tolist())
+    for threads in (0, 1, 2):
+        for cache in ("", "memory"):
+            data = opened(copy, missing=NO_MASKS, on_bad_image="drop", threads=threads, cache=cache)
+            for start in (6, 0, 11):
+                for batch, rows, old in zip(data.train(start, 12), want[start:], whole[start:], strict=True):
+                    check(batch)
+                    assert batch["index"].tolist() == rows
+                    np.testing.assert_array_equal(batch["label"], old["label"])
+                    assert all(batch["present"][name].all() for name in ALL)
+                    assert all(x.any() for name in ALL for x in batch["images"][name])
+            shards = [opened(copy, missing=NO_MASKS, on_bad_image="drop", shard=(i, 2)).train(6, 12) for i in range(2)]
+            for rows, *blocks in zip(want[6:], *shards, strict=True):
+                assert join(blocks)["index"].tolist() == rows
+    rows = join(list(data.split("train")))
+    assert not np.isin([one, last], rows["index"]).any() and rows["valid"].sum() == 20
+
+
+def test_a_row_gives_way_to_one_that_shows_the_same_modality(copy, monkeypatch, tmp_path):
+    monkeypatch.setattr(loader, "FORGIVEN", 0.5)
+    present = np.ones((22, 3), bool)
+    path = str(tmp_path / "masks.npz")
+    first = int(np.repeat(PIDS, [COUNTS[pid] for pid in PIDS]).tolist().index(17))
+    present[first] = (False, True, False)
+    present[first + 1] = (True, False, True)
+    records = rgbnt201.load(str(copy), modalities=ALL, allow_missing_files=False)["train"]
+    missing.save(path, present, records.fingerprint())
+    options = dict(missing=MASKS | {"mask_file": path}, on_bad_image="drop")
+    before = list(opened(copy, **options).train(0, 12))
+    spoiled(copy, first, ["nir"])
+    after = list(opened(copy, **options).train(0, 12))
+    pairs = [(a, b) for x, y in zip(before, after) for a, b in zip(x["index"].tolist(), y["index"].tolist()) if a != b]
+    assert set(pairs) == {(first, first + 2)}
+
+
+def test_an_identity_without_readable_pictures_is_an_error(copy, monkeypatch):
+    monkeypatch.setattr(loader, "FORGIVEN", 0.5)
+    spoiled(copy, 0, ALL)
+    spoiled(copy, 1, ALL)
+    with pytest.raises(DataError, match="no picture of training identity 2 can stand for .*train_171/RGB/000002_"):
+        list(opened(copy, missing=NO_MASKS, on_bad_image="drop").train(0, 20))
+
+
+def test_too_many_dropped_pictures_are_an_error(copy):
+    spoiled(copy, 4, ["nir"])
+    list(opened(copy, missing=NO_MASKS, on_bad_image="drop").train(0, 20))  # one is always forgiven
+    spoiled(copy, 5, ["tir"])
+    with pytest.raises(DataError, match="2 of 66 training pictures cannot be read, more than data.on_bad_image='drop'"):
+        list(opened(copy, missing=NO_MASKS, on_bad_image="drop").train(0, 20))
+
+
+def test_evaluation_never_drops(copy):
+    path = sorted((copy / "test" / "NI").iterdir())[5]
+    path.write_bytes(b"")
+    data = opened(copy, missing=NO_MASKS, on_bad_image="drop")
+    list(data.train(0, 5))
+    with pytest.raises(DataError, match=f"cannot read {path} .the file is empty"):
+        list(data.split("test"))
+
+
+def test_a_file_that_cannot_be_opened_is_never_dropped(copy):
+    """What the disk or the network did is no property of the files, so batches would depend on it."""
+    data = opened(copy, missing=NO_MASKS, on_bad_image="drop")
+    pictures(copy, 4)["rgb"].unlink()
+    with pytest.raises(DataError, match="No such file"):
+        list(data.train(0, 20))
+
+
+def test_global_batches_are_one_ahead_of_the_step(tree):
+    mesh = sharding.make_mesh(data=2, model=1)
+    for count in (0, 1, 2, 5):
+        asked = []
+        stream = (asked.append(i) or batch for i, batch in enumerate(opened(tree).train(3, 3 + count)))
+        ahead = train._put_ahead(stream, mesh)
+        for number, (batch, want) in enumerate(zip(ahead, opened(tree).train(3, 3 + count), strict=True)):
+            assert len(asked) == min(number + 2, count)
+            assert batch["label"].sharding.mesh == mesh
+            same({key: batch[key] for key in want}, want)
 
 
 def test_closing_early_ends_the_reading_threads(tree):
@@ -338,6 +564,11 @@ def test_split_in_which_nothing_can_match(copy, split, folder):
         (dict(modalities=("rgb", "nir", "rgb")), "data.modalities.*twice"),
         (dict(instances=0), "data.instances=0"),
         (dict(threads=-1), "data.threads=-1"),
+        (dict(cache="disk"), "data.cache='disk': there are '' and 'memory'"),
+        (dict(on_bad_image="skip"), "data.on_bad_image='skip': there are 'error' and 'drop'"),
+        (dict(range16=(9, 9)), "data.range16=.9, 9.: .* ascend within 0..65535"),
+        (dict(range16=(0, 70_000)), "data.range16"),
+        (dict(range16=(0.0, 1.0)), "data.range16.*whole numbers"),
         (dict(missing=MASKS | {"eta": (0.1,)}), "missing.eta"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(run, tmp_path
     data = open_tiny(config)
 
     class Interrupted:
-        """The same data; SIGTERM arrives while batch `stop_after` is being worked on."""
+        """The same data; SIGTERM arrives while batch `stop_after` is read, one ahead of the step."""
 
         def __getattr__(self, name):
             return getattr(data, name)
@@ -98,7 +98,7 @@ def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(run, tmp_path
                     os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
-    with pytest.raises(train.PreemptedError, match=rf"stopped at step {stop_after + 1} of 2\d and saved"):
+    with pytest.raises(train.PreemptedError, match=rf"stopped at step {stop_after} of 2\d and saved"):
         train.train(config, tmp_path, Interrupted())
     train.train(config, tmp_path, data)
     assert_trees_close(last_state(config, workdir), last_state(config, tmp_path), atol=0)

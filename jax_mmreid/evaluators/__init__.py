@@ -16,7 +16,7 @@ Result = dict  # metrics as fractions in [0, 1], and what they were measured on
 
 
 def check(config: ConfigDict, data: Data) -> None:
-    """Raises ConfigError for a row that could not be measured on this data, before any time is spent."""
+    """Raises ConfigError or DataError for a row that cannot be measured on this data, before any time is spent."""
     rows = config.evals.to_dict()
     for name, row in rows.items():
         for part in row.get("mean_of", ()):

@@ -4,11 +4,13 @@ Every picture is encoded once per evaluation, whatever the number of rows; a row
 two rows share are made once.
 
     row = dict(query=dict(split="test", use=("rgb", "nir")), gallery=dict(split="test", use=...),
-               junk="same_camera", options={})     # options: fields of the method that this row changes
+               junk="same_camera", options={},      # options: fields of the method that this row changes
+               incomplete="error")                  # or "skip": leave out what has no picture of its side's `use`
 """
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,7 +27,10 @@ from jax_mmreid.metrics import ranking
 from jax_mmreid.ops import augment, distance
 from jax_mmreid.sharding import to_global
 
+log = logging.getLogger(__name__)
+
 COLUMNS = ("pid", "camid", "view")
+INCOMPLETE = ("error", "skip")
 
 
 class Encoded(NamedTuple):
@@ -38,7 +43,7 @@ class Encoded(NamedTuple):
 
 
 def check(name: str, row: dict, data: Data) -> None:
-    """Raises ConfigError if the row names a split, a modality or a junk rule that does not exist."""
+    """Raises ConfigError if the row names what does not exist, DataError for pictures that it cannot do without."""
     for side in (row["query"], row["gallery"]):
         unknown = [m for m in side["use"] if m not in data.modalities]
         if unknown or not side["use"]:
@@ -49,6 +54,11 @@ def check(name: str, row: dict, data: Data) -> None:
             raise ConfigError(f"evals.{name}: {error}") from error
     if row["junk"] not in ranking.JUNK_RULES:
         raise ConfigError(f"evals.{name}: no junk rule {row['junk']!r}; there are {', '.join(ranking.JUNK_RULES)}")
+    if row.get("incomplete", "error") not in INCOMPLETE:
+        raise ConfigError(f"evals.{name}: incomplete={row['incomplete']!r}, expected one of {', '.join(INCOMPLETE)}")
+    if row.get("incomplete", "error") == "error":
+        for side in (row["query"], row["gallery"]):
+            _require(name, side, _have_some(side, data.present(side["split"])))
 
 
 def run(
@@ -56,7 +66,8 @@ def run(
 ) -> dict[str, dict]:
     """{row name: {"mAP", "mINP", "rank1", "rank5", "rank10", "protocol", "feature"}}.
 
-    Raises DataError for a picture that has none of the modalities that its row uses, and where nothing can match.
+    A row that skips what is incomplete adds "skipped", {"query": n, "gallery": n}; `check` has seen that no other
+    needs to. Raises DataError where nothing can match.
     """
     splits = sorted({row[side]["split"] for row in rows.values() for side in ("query", "gallery")})
     encoded = {name: encode(method, variables, data.split(name), mesh, mean=mean, std=std) for name in splits}
@@ -68,10 +79,13 @@ def run(
     results = {}
     for name, row in rows.items():
         options = tuple(sorted(row.get("options", {}).items()))
-        sides = []
-        for side in (row["query"], row["gallery"]):
-            _require_some(name, side, encoded[side["split"]].present)
-            sides.append((embedded(side["split"], tuple(side["use"]), options), encoded[side["split"]].columns))
+        sides, skipped = [], {}
+        for key in ("query", "gallery"):
+            side, split = row[key], encoded[row[key]["split"]]
+            some = _have_some(side, split.present)
+            skipped[key] = int(np.sum(~some))
+            vectors = embedded(side["split"], tuple(side["use"]), options)
+            sides.append((vectors[some], {column: x[some] for column, x in split.columns.items()}))
         (query, query_columns), (gallery, gallery_columns) = sides
         dist = jax.device_get(_squared(*jax.device_put((query, gallery))))
         match = query_columns["pid"][:, None] == gallery_columns["pid"][None, :]
@@ -81,6 +95,10 @@ def run(
             raise DataError(f"evals.{name}: {error}") from error
         results[name] = {key: scores[key] for key in ("mAP", "mINP", "rank1", "rank5", "rank10")}
         results[name] |= {"protocol": _protocol(row), "feature": _feature(row)}
+        if row.get("incomplete") == "skip":
+            results[name]["skipped"] = skipped
+        if any(skipped.values()):
+            log.warning("evals.%s leaves out %d queries and %d gallery rows without a picture", name, *skipped.values())
     return results
 
 
@@ -135,14 +153,18 @@ def _concatenate(trees: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *trees)
 
 
-def _require_some(name: str, side: dict, present: dict[str, np.ndarray]) -> None:
-    columns = [present[m] for m in side["use"] if m in present]
-    some = np.any(columns, axis=0) if columns else np.zeros(1, bool)
+def _have_some(side: dict, present: dict[str, np.ndarray]) -> np.ndarray:
+    """Which rows of a split have a picture of a modality that a side uses, [n] bool."""
+    absent = np.zeros(len(next(iter(present.values()))), bool)
+    return np.any([present.get(m, absent) for m in side["use"]], axis=0)
+
+
+def _require(name: str, side: dict, some: np.ndarray) -> None:
     if not some.all():
-        row = int(np.argmin(some))
         raise DataError(
-            f"evals.{name}: row {row} of split {side['split']!r} has none of {', '.join(side['use'])}; "
-            "give it a picture, or take this setting out of config.evals"
+            f"evals.{name}: row {np.argmin(some)} of split {side['split']!r} has none of {', '.join(side['use'])} "
+            f"({np.sum(~some)} such rows); give it a picture, set incomplete='skip' in config.evals.{name} "
+            "to leave such rows out, or take this setting out of config.evals"
         )
 
 

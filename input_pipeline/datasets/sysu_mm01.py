@@ -1,0 +1,112 @@
+"""SYSU-MM01 (Wu et al., ICCV 2017): persons in visible (cameras 1, 2, 4, 5) and near infrared light (cameras 3, 6).
+
+    SYSU-MM01/cam1/0001/0001.jpg                   camera, identity, picture
+    SYSU-MM01/exp/{train,val,test}_id.txt          identities separated by commas; train and val are trained on: 395
+    SYSU-MM01/train_{rgb,ir}_resized_img.npy       the 22258 visible, 11909 infrared training pictures as one array,
+    SYSU-MM01/train_{rgb,ir}_resized_label.npy     as the field's scripts pack them, and the ranks of their identities
+
+Test: 96 identities, 3803 infrared queries, 6775 visible pictures to draw galleries from.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from input_pipeline import cross_modal, images
+from input_pipeline.captions import CaptionFiles, from_folder
+from input_pipeline.cross_modal import Picture, Tree
+from input_pipeline.records import Counts, Records
+from jax_mmreid.batch import DataError
+
+CAMERAS = {"rgb": (1, 2, 4, 5), "ir": (3, 6)}
+TRAIN_IDS, TEST_IDS = ("exp/train_id.txt", "exp/val_id.txt"), "exp/test_id.txt"
+SOURCES = ("folders", "npy")
+
+
+def load(
+    data_dir: str,
+    *,
+    modalities: Sequence[str],
+    allow_missing_files: bool,
+    source: str = "folders",
+    captioner: str = "Blip",
+    rephrased: bool = True,
+    query_captions: str = "",
+) -> dict[str, Records]:
+    """Splits "train", "query" (infrared) and "gallery" (all visible test pictures, which `galleries` draws from).
+
+    `data_dir` is SYSU-MM01 or the folder that holds it. `source` "npy" trains on the arrays, which do not tell cameras:
+    they are 0. `captioner` names the captions, "" for none; `rephrased` asks for those of training pictures in other
+    words too; `query_captions` is a JSON file {infrared picture: caption} instead of the published draw. With
+    `allow_missing_files`, identities without a picture are left out. Raises ValueError for an option that cannot be.
+    """
+    _check(modalities, source)
+    tree = cross_modal.open_tree("sysu_mm01", data_dir, nested="SYSU-MM01", marker="exp")
+    train_ids, test_ids = sorted({pid for file in TRAIN_IDS for pid in tree.ids(file)}), tree.ids(TEST_IDS)
+    folders = functools.partial(_folders, tree, modalities)
+    train = _arrays(tree, modalities, train_ids) if source == "npy" else folders(train_ids)
+    test = folders(test_ids)
+    for ids, pictures, file in ((train_ids, train, " and ".join(TRAIN_IDS)), (test_ids, test, TEST_IDS)):
+        tree.check_ids(ids, sum(pictures.values(), []), file, allow_missing_files)
+    splits = tree.splits(modalities, train=train, query=test.get("ir", []), gallery=test.get("rgb", []))
+    key = functools.partial(from_folder, folders=tuple(f"cam{camera}" for camera in range(1, 7)))
+    return CaptionFiles(tree.root, captioner, rephrased, query_captions, key, allow_missing_files, aligned=True).add(
+        splits
+    )
+
+
+def counts(
+    data_dir: str,
+    *,
+    modalities: Sequence[str],
+    source: str = "folders",
+    captioner: str = "Blip",
+    rephrased: bool = True,
+    query_captions: str = "",
+) -> dict[str, Counts]:
+    """The published sizes. Raises ValueError for an option that cannot be."""
+    _check(modalities, source)
+    cameras = CAMERAS if source == "folders" else dict.fromkeys(CAMERAS, (0,))
+    return cross_modal.counts(
+        modalities,
+        {"rgb": Counts(395, cameras["rgb"], 22258), "ir": Counts(395, cameras["ir"], 11909)},
+        query=Counts(96, CAMERAS["ir"], 3803),
+        gallery=Counts(96, CAMERAS["rgb"], 6775),
+    )
+
+
+def _check(modalities: Sequence[str], source: str) -> None:
+    cross_modal.check_modalities("sysu_mm01", modalities)
+    if source not in SOURCES:
+        raise ValueError(f"data.options.source={source!r}: sysu_mm01 is read from {' or '.join(SOURCES)}")
+
+
+def _folders(tree: Tree, modalities: Sequence[str], ids: Sequence[int]) -> dict[str, list[Picture]]:
+    return {m: tree.folders(ids, {f"cam{camera}": camera for camera in CAMERAS[m]}) for m in modalities}
+
+
+def _arrays(tree: Tree, modalities: Sequence[str], ids: Sequence[int]) -> dict[str, list[Picture]]:
+    pictures = {}
+    for m in modalities:
+        file = f"train_{m}_resized_img.npy"
+        N = len(images.read(os.path.join(tree.root, file)))
+        labels = _labels(os.path.join(tree.root, f"train_{m}_resized_label.npy"), N, len(ids))
+        pictures[m] = [Picture(file, ids[label], 0, row) for row, label in enumerate(labels)]
+    return pictures
+
+
+def _labels(path: str, N: int, K: int) -> list[int]:
+    """The ranks of N identities among K."""
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"sysu_mm01: cannot read {path} ({reason}); save it as a plain array of numbers") from error
+    if labels.shape != (N,) or labels.dtype.kind not in "iu" or not np.isin(labels, np.arange(K)).all():
+        raise DataError(
+            f"sysu_mm01: {path} should hold a whole number 0..{K - 1} for each of {N} pictures, the rank of its "
+            f"identity in {' and '.join(TRAIN_IDS)}; pack them again, or set data.options.source='folders'"
+        )
+    return labels.tolist()

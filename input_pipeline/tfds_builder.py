@@ -1,0 +1,119 @@
+"""Packs a dataset into TFDS: a few large files that a pod reads from a bucket, where thousands of small ones are slow.
+
+python -m input_pipeline.tfds_builder --dataset=rgbnt201 --data_dir=data/RGBNT201 --output=gs://bucket/packed
+python -m jax_mmreid.main --config=configs/rgbnt201.py --config.data.source=tfds --config.data.data_dir=gs://bucket/packed
+
+Pictures are the bytes of their files, as they are; one of several in a file (a strip, an array) becomes a PNG of its
+own, with the same pixels. Rows keep their order. TensorFlow is not needed.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+import input_pipeline
+from input_pipeline import images, packed
+from input_pipeline.check import option
+from input_pipeline.records import Records
+from jax_mmreid.batch import DataError
+
+
+def build(
+    dataset: str, data_dir: str, output: str, *, modalities: Sequence[str], allow_missing_files: bool = False, **options
+) -> dict[str, int]:
+    """Packs every split below `output` and returns their numbers of rows.
+
+    `options` are keyword arguments of the dataset's `load`. Raises ValueError for an argument that cannot be, DataError
+    for data that cannot be read and for an output that exists.
+    """
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    target = packed.folder(output, dataset)
+    if target.exists():
+        raise DataError(f"tfds_builder: {target} exists; choose another --output or remove it")
+    splits = input_pipeline.load_records(
+        dataset, data_dir, modalities=modalities, allow_missing_files=allow_missing_files, options=options
+    )
+
+    class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """The dataset as TFDS sees it."""
+
+        name = dataset
+        VERSION = tfds.core.Version(packed.VERSION)
+
+        def _info(self):
+            pictures = {name: tfds.features.Scalar(np.bytes_) for name in modalities}
+            columns = {key: tfds.features.Scalar(np.int32) for key in packed.FIXED}
+            features = tfds.features.FeaturesDict(pictures | columns)
+            # Rows are found again by their number.
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {name: _examples(records) for name, records in splits.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError  # every split has a generator of its own
+
+    Packed(data_dir=output, file_format="array_record").download_and_prepare()
+    for name, records in splits.items():
+        packed.write_columns(target, name, records)
+    return {name: len(records) for name, records in splits.items()}
+
+
+def _examples(records: Records) -> Iterator[tuple[int, dict]]:
+    for row in range(len(records)):
+        pictures = {name: _picture(records, name, row) for name in records.paths}
+        yield row, pictures | {key: getattr(records, key)[row] for key in packed.FIXED}
+
+
+def _picture(records: Records, modality: str, row: int) -> bytes:
+    """A file with one picture; nothing where there is none."""
+    if not records.paths[modality][row]:
+        return b""
+    part = records.part(modality, row)
+    path = records.path(modality, row)
+    if part is not None:
+        return images.as_png(path, part)
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"tfds_builder: cannot read {path} ({error}); add the file") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 done, 2 bad arguments, 3 data that cannot be packed."""
+    parser = argparse.ArgumentParser(prog="python -m input_pipeline.tfds_builder", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", required=True, help="a module of input_pipeline.datasets")
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--output", required=True, help="a folder or bucket; the dataset gets one of its own there")
+    parser.add_argument("--modalities", default="rgb/nir/tir", help="joined by '/'")
+    parser.add_argument("--allow_missing_files", action="store_true")
+    parser.add_argument(
+        "--option", action="append", default=[], type=option, metavar="KEY=VALUE", help="of the dataset"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        sizes = build(
+            arguments.dataset,
+            arguments.data_dir,
+            arguments.output,
+            modalities=tuple(arguments.modalities.split("/")),
+            allow_missing_files=arguments.allow_missing_files,
+            **dict(arguments.option),
+        )
+    except ValueError as error:
+        print(f"tfds_builder: {error}", file=sys.stderr)
+        return 2
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 3
+    print(f"{packed.folder(arguments.output, arguments.dataset)}: {', '.join(f'{n} {k}' for k, n in sizes.items())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""The layout of RegDB: `{Visible,Thermal}/P/NAME_P.bmp`, ten lists of halves under `idx/`, captions under `Text/`."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.captures import Captions, Plan, captures
+
+IMAGES = 10  # of each person in each spectrum, as in RegDB
+TRIALS = 10
+SPECTRA = {"rgb": ("Visible", "v"), "tir": ("Thermal", "t")}
+
+
+def write(root: Path, plan: Plan) -> None:
+    """Draws the plan into the folder `root`: ten pictures before one pair of cameras, whatever the plan says of them.
+
+    A trial draws its own training persons from all of them.
+    """
+    captions = Captions("datasets/regdb/")
+    paths = {}  # (spectrum, pid) -> paths
+    pids = sorted([*plan.train_pids, *plan.test_pids])
+    for capture in captures(dataclasses.replace(plan, cameras=1, images_per_camera=IMAGES), pids):
+        for spectrum, (folder, letter) in SPECTRA.items():
+            path = f"{folder}/{capture.pid}/person_{letter}_{capture.image:05d}_{capture.pid}.bmp"
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(capture.pictures[spectrum]).convert("RGB").save(root / path)
+            captions.add(path, capture, spectrum)
+            paths.setdefault((spectrum, capture.pid), []).append(path)
+    (root / "idx").mkdir()
+    for trial in range(1, TRIALS + 1):
+        shuffled = np.random.default_rng([plan.seed, trial]).permutation(pids).tolist()
+        halves = {"train": shuffled[: plan.num_train_ids], "test": shuffled[plan.num_train_ids :]}
+        for half, members in halves.items():
+            for spectrum, (folder, _) in SPECTRA.items():
+                persons = [paths[spectrum, pid] for pid in sorted(members)]
+                lines = [f"{path} {label}\n" for label, person in enumerate(persons) for path in person]
+                (root / "idx" / f"{half}_{folder.lower()}_{trial}.txt").write_text("".join(lines))
+    captions.write(root / "Text")

@@ -1,0 +1,371 @@
+"""Manifests: what a table means, what is wrong with one, and a run on one with pictures missing at test."""
+
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+from conftest import load_config, open_tiny, tiny_config
+from PIL import Image
+
+from input_pipeline import describe
+from input_pipeline.datasets import manifest
+from jax_mmreid import evaluators, experiment, train
+from jax_mmreid.batch import DataError
+from jax_mmreid.config import ConfigError
+from jax_mmreid.evaluate import markdown
+
+HEADER = "split,pid,camid,view,rgb,nir,tir,ir,caption_rgb,caption_ir"
+ROWS = (
+    "train,7,3,,b/1.jpg,b/1n.jpg,,,a man,",
+    "train,40,1,5,a/0.jpg,,a/0t.jpg,,,",
+    "test,9,2,,t/0.jpg,t/0n.jpg,,,,grey coat",
+    "test,9,12,,t/1.jpg,,,,,",
+)
+
+
+def write(root, rows=ROWS, header=HEADER, name="manifest.csv", pictures=True):
+    """A table, and a picture for every cell that ends in .jpg."""
+    text = "\n".join([header, *rows]) + "\n"
+    root.mkdir(exist_ok=True)
+    (root / name).write_text(text, encoding="utf-8")
+    for cell in text.replace("\n", ",").split(",") if pictures else ():
+        if cell.endswith(".jpg"):
+            (root / cell).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 8)).save(root / cell)
+    return root
+
+
+def load(data_dir, modalities=("rgb", "nir"), allow_missing_files=False, **options):
+    return manifest.load(str(data_dir), modalities=modalities, allow_missing_files=allow_missing_files, **options)
+
+
+def refused(data_dir, **options):
+    with pytest.raises(DataError) as error:
+        load(data_dir, **options)
+    assert "\n" not in str(error.value) and str(data_dir) in str(error.value)
+    return str(error.value)
+
+
+def simple(*columns, splits=("train", "test"), each=2):
+    """Rows of the columns split, pid, rgb and those given, which are functions of (split, number)."""
+    return [
+        ",".join([split, str(n), f"{split}/{n}.jpg", *(column(split, n) for column in columns)])
+        for split in splits
+        for n in range(each)
+    ]
+
+
+def test_columns_of_a_table(tmp_path):
+    splits = load(write(tmp_path), modalities=("tir", "rgb"))
+    train, test = splits["train"], splits["test"]
+    assert list(splits) == ["train", "test"]
+    assert {m: column.tolist() for m, column in train.paths.items()} == {
+        "tir": ["a/0t.jpg", ""],
+        "rgb": ["a/0.jpg", "b/1.jpg"],
+    }
+    assert (train.pid.tolist(), train.camid.tolist(), train.view.tolist()) == ([40, 7], [1, 3], [5, 0])
+    assert (test.pid.tolist(), test.camid.tolist()) == ([9, 9], [2, 12])
+    assert {x.dtype for x in (train.pid, train.camid, train.view)} == {np.dtype(np.int32)}
+    assert {name: column.tolist() for name, column in train.captions.items()} == {"rgb": ["", "a man"]}
+    assert {name: column.tolist() for name, column in test.captions.items()} == {"ir": ["grey coat", ""]}
+    assert os.path.isfile(train.path("rgb", 1))
+
+
+def test_rows_without_a_picture_of_the_modalities_are_left_out(tmp_path, caplog):
+    splits = load(write(tmp_path, [*ROWS, "train,9,1,,,,,i/0.jpg,,"]), modalities=("nir",))
+    assert [splits[split].paths["nir"].tolist() for split in splits] == [["b/1n.jpg"], ["t/0n.jpg"]]
+    assert "3 rows of" in caplog.text and "have no picture of nir; left out" in caplog.text
+
+
+def test_the_order_of_rows_and_the_form_of_the_table_play_no_part(tmp_path):
+    prints = set()
+    for name, rows in (("a", ROWS), ("b", ROWS[::-1])):
+        prints.add(load(write(tmp_path / name, rows))["train"].fingerprint())
+    names = HEADER.split(",")
+    lines = [json.dumps({k: v for k, v in zip(names, row.split(",")) if v}) for row in ROWS]
+    (tmp_path / "a" / "other.jsonl").write_text("\n\n".join(lines))
+    (tmp_path / "a" / "marked.csv").write_text("\ufeff" + "\r\n".join([HEADER, *ROWS, ",,,,,,,,,", ""]))
+    for data_dir, options in (
+        (tmp_path / "a", dict(file="other.jsonl")),
+        (tmp_path / "a" / "other.jsonl", {}),
+        (tmp_path / "a", dict(file="marked.csv")),
+        (tmp_path / "a" / "manifest.csv", {}),
+    ):
+        prints.add(load(data_dir, **options)["train"].fingerprint())
+    assert len(prints) == 1
+
+
+def test_cells_of_json_lines_may_be_numbers_and_null(tmp_path):
+    rows = [
+        dict(split=split, pid=pid, camid=pid + 1, rgb=f"{split}.jpg", nir=None)
+        for split, pid in (("train", 0), ("test", 3))
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for split in ("train", "test"):
+        Image.new("RGB", (4, 8)).save(tmp_path / f"{split}.jpg")
+    splits = load(tmp_path, file="m.jsonl", modalities=("rgb",))
+    assert (splits["train"].pid.tolist(), splits["test"].camid.tolist()) == ([0], [4])
+
+
+def test_quoted_cells_hold_commas_and_lines(tmp_path):
+    row = 'train,1,1,,x.jpg,,,,"a man, tall\nand ""old""",'
+    root = write(tmp_path, [row, "test,1,1,,y.jpg,,,,,", "best,1,1,,z.jpg,,,,,"])
+    assert "line 5: split is 'best'" in refused(root, modalities=("rgb",))
+    train = load(write(tmp_path, [row, "test,1,1,,y.jpg,,,,,"]), modalities=("rgb",))["train"]
+    assert train.captions["rgb"].tolist() == ['a man, tall\nand "old"']
+
+
+def test_names_of_identities_are_numbered_in_their_order_over_all_splits(tmp_path, caplog):
+    rows = ["train,zoe,z.jpg", "train,12,y.jpg", "test,anna,x.jpg", "test,zoe,w.jpg"]
+    with caplog.at_level(logging.INFO, logger="input_pipeline"):
+        splits = load(write(tmp_path, rows, "split,pid,rgb"), modalities=("rgb",))
+    assert (splits["train"].pid.tolist(), splits["test"].pid.tolist()) == ([0, 2], [2, 1])
+    assert "0 = 12, 1 = anna, 2 = zoe (3 in all)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names, numbers",
+    [(("7", "900"), [7, 900]), (("007", "12"), [7, 12]), (("007", "7"), [0, 1]), (("-1", "5"), [0, 1])],
+)
+def test_numbers_stay_as_they_are_if_all_are_and_no_two_look_different(tmp_path, names, numbers):
+    rows = [f"{split},{name},{split}{name}.jpg" for split in ("train", "test") for name in names]
+    splits = load(write(tmp_path, rows, "split,pid,rgb"), modalities=("rgb",))
+    assert sorted(splits["train"].pid.tolist()) == sorted(splits["test"].pid.tolist()) == numbers
+
+
+def test_without_cameras_a_test_picture_is_its_own_and_training_has_one(tmp_path, caplog):
+    rows = simple(lambda *_: "", splits=("train", "query", "gallery"))
+    rows += ["gallery,0,query/0.jpg,", "gallery,5,known.jpg,8"]
+    splits = load(write(tmp_path, rows, "split,pid,rgb,camid"), modalities=("rgb",))
+    assert set(splits["train"].camid) == {9}
+    cameras = {
+        path: int(camera)
+        for split in ("query", "gallery")
+        for path, camera in zip(splits[split].paths["rgb"], splits[split].camid)
+    }
+    assert cameras.pop("known.jpg") == 8
+    assert len(set(cameras.values())) == len(cameras) == 4 and min(cameras.values()) > 9
+    assert splits["query"].camid[0] == splits["gallery"].camid[splits["gallery"].paths["rgb"] == "query/0.jpg"]
+    assert "7 of 8 rows of" in caplog.text and "no camid" in caplog.text
+    rows = simple()  # no such column at all
+    assert len(set(load(write(tmp_path / "b", rows, "split,pid,rgb"), modalities=("rgb",))["test"].camid)) == 2
+
+
+def test_counts_are_those_of_the_table_and_no_picture_is_looked_at(tmp_path):
+    root = write(tmp_path, pictures=False)
+    counts = manifest.counts(str(root), modalities=("rgb", "nir"))
+    assert counts == {"train": (2, (1, 3), 2), "test": (1, (2, 12), 2)}
+    assert manifest.counts(str(root), modalities=("nir",)) == {"train": (1, (3,), 1), "test": (1, (2,), 1)}
+    options = dict(image_size=(8, 4), identities=1, instances=2)
+    assert describe(name="manifest", data_dir=str(root), modalities=("rgb",), **options).cameras == (1, 3)
+    with pytest.raises(DataError, match="line 3: no file 'a/0.jpg'"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("valid,7,1,,x.jpg,,,,,", "split is 'valid'; write train, test, query or gallery"),
+        ("train,,1,,x.jpg,,,,,", "pid is empty"),
+        ("train,1,c1,,x.jpg,,,,,", "camid is 'c1'; write a whole number"),
+        ("train,1,-1,,x.jpg,,,,,", "camid is '-1'"),
+        ("train,1,1234567890,,x.jpg,,,,,", "camid is '1234567890'"),
+        ("train,1,1,1.0,x.jpg,,,,,", "view is '1.0'"),
+        ("train,1,1,,,,,,a man,", "no picture in any of rgb, nir, tir, ir"),
+        ("train,1,1,,x.jpg,,,,", "9 cells under a header of 10"),
+        ("train,1,1,,../x.jpg,,,,,", "rgb is '../x.jpg'; name a file below the folder"),
+        ("train,1,1,,a/../../x.jpg,,,,,", "rgb is 'a/../../x.jpg'"),
+        ("train,1,1,,,/etc/x.jpg,,,,", "nir is '/etc/x.jpg'"),
+        ("train,1,1,,,,C:\\x.jpg,,,", "tir is 'C:"),
+        ("train,1,1,,..\\x.jpg,,,,,", "rgb is '..\\"),
+        ("train,1,1,,x\0.jpg,,,,,", "rgb holds the character '\\x00'"),
+        ("train,7,3,,./b//1.jpg,,,,,", "rgb 'b/1.jpg' is on line 2 too"),
+        ("test,9,2,,,b/1n.jpg,,,,", "nir 'b/1n.jpg' is on line 2 too"),
+        ('train,1,1,,"x.jpg,,,,,', "unexpected end of data"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused_with_its_line(tmp_path, row, message):
+    found = refused(write(tmp_path, [*ROWS, row], pictures=False))
+    assert f"{tmp_path}/manifest.csv, line 6: " in found and message in found
+
+
+def test_a_picture_in_query_and_gallery_says_one_thing(tmp_path):
+    rows = ["train,1,1,a.jpg", "query,2,1,b.jpg", "gallery,2,1,b.jpg"]
+    assert len(load(write(tmp_path, rows, "split,pid,camid,rgb"), modalities=("rgb",))) == 3
+    rows[2] = "gallery,3,1,b.jpg"
+    assert "line 4: rgb 'b.jpg' has another pid or camid on line 3" in refused(
+        write(tmp_path, rows, "split,pid,camid,rgb"), modalities=("rgb",)
+    )
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ("split,pid,camid,view,rgbb,nir,tir,ir,caption_rgb,caption_ir", "unknown column 'rgbb'.*did you mean 'rgb'"),
+        ("split,pid,camid,view,rgb,nir,rgb,ir,caption_rgb,caption_ir", "column 'rgb' is there twice"),
+        (HEADER.replace(",", ";"), "unknown column 'split;pid;"),
+    ],
+)
+def test_a_header_that_cannot_be(tmp_path, header, message):
+    with pytest.raises(DataError, match=f"manifest.csv, line 1: {message}"):
+        load(write(tmp_path, header=header, pictures=False))
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"split": "train", ', "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[1]", "holds a list, not an object"),
+        ('{"pid": 1.5}', "pid is 1.5; write a string, a whole number or null"),
+        ('{"pid": true}', "pid is true"),
+        ('{"rgb": ["x.jpg"]}', r'rgb is \["x.jpg"\]'),
+        ('{"person": 1}', "unknown column 'person'"),
+        ('{"rgb": "\\ud800.jpg"}', "rgb holds the character '.ud800'"),
+    ],
+)
+def test_a_line_of_json_that_cannot_be(tmp_path, line, message):
+    (tmp_path / "m.jsonl").write_text('{"split": "train", "pid": 1, "rgb": "x.jpg"}\n\n' + line)
+    with pytest.raises(DataError, match=f"m.jsonl, line 3: {message}"):
+        load(tmp_path, file="m.jsonl")
+
+
+def test_tables_that_say_too_little(tmp_path):
+    assert "no file" in refused(tmp_path)
+    assert "data.options.file" in refused(tmp_path)
+    assert "has no rows" in refused(write(tmp_path, []))
+    assert "has rows of split train; it needs train, and either test or both" in refused(write(tmp_path, ROWS[:2]))
+    extra = [*ROWS, "query,1,1,,q.jpg,,,,,"]
+    assert "has rows of split query, test, train" in refused(write(tmp_path, extra))
+    (tmp_path / "manifest.csv").write_bytes(f"{HEADER}\n{ROWS[0]}\n".encode() + b"train,M\xfcller,1,,x.jpg,,,,,\n")
+    assert "line 3: the bytes are not UTF-8" in refused(tmp_path)
+    with pytest.raises(ValueError, match="data.options.file='pictures.txt': a manifest is a .csv or a .jsonl file"):
+        load(tmp_path, file="pictures.txt")
+    with pytest.raises(
+        ValueError, match=r"data.modalities=\('rgb', 'ir'\): .*manifest.csv has pictures of rgb, nir, tir"
+    ):
+        load(write(tmp_path), modalities=("rgb", "ir"))
+    assert "no row of split test has a picture of tir" in refused(tmp_path, modalities=("tir",))
+
+
+def test_files_that_are_absent(tmp_path):
+    root = write(tmp_path)
+    (root / "b" / "1n.jpg").unlink()
+    (root / "t" / "1.jpg").unlink()
+    assert "line 2: no file 'b/1n.jpg'; add it" in refused(root)
+    splits = load(root, allow_missing_files=True)
+    assert splits["train"].has_file().tolist() == [[True, False], [True, False]]
+    assert splits["test"].paths["rgb"].tolist() == ["t/0.jpg"]
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    root = write(tmp_path / "data")
+    (tmp_path / "secret.jpg").write_bytes((root / "a" / "0.jpg").read_bytes())
+    (root / "a" / "0.jpg").unlink()
+    (root / "a" / "0.jpg").symlink_to(tmp_path / "secret.jpg")
+    for allowed in (False, True):
+        message = refused(root, allow_missing_files=allowed)
+        assert "line 3: rgb 'a/0.jpg' is a link out of the folder" in message
+    (root / "a" / "0.jpg").unlink()
+    (root / "a" / "0.jpg").symlink_to(root / "b" / "1.jpg")
+    (tmp_path / "link").symlink_to(root)
+    assert len(load(tmp_path / "link")["train"]) == 2
+
+
+@pytest.fixture(scope="module")
+def table(drawn, tmp_path_factory):
+    """A copy of the drawn pictures with a table: of five rows one lacks RGB and one thermal; no NIR at all."""
+    root = tmp_path_factory.mktemp("table")
+    rows = []
+    for split, folder in (("train", "train_171"), ("test", "test")):
+        for i, name in enumerate(sorted(os.listdir(drawn / folder / "RGB"))):
+            cells = [f"{folder}/{spectrum}/{name}" for spectrum in ("RGB", "TI")]
+            if i % 5 < 2:
+                cells[i % 5] = ""
+            rows.append(f"{split},person {name[:6]},{name[10]},{','.join(cells)}")
+            for cell in filter(None, cells):
+                (root / cell).parent.mkdir(parents=True, exist_ok=True)
+                (root / cell).write_bytes((drawn / cell).read_bytes())
+    (root / "manifest.csv").write_text("\n".join(["split,pid,camid,rgb,tir", *rows]))
+    return root
+
+
+def tiny(table, incomplete, **options):
+    """The tiny experiment on the table; `incomplete` is that of all evals."""
+    config = tiny_config(table, modalities="rgb/tir", **options)
+    with config.unlocked():
+        config.data.name, config.data.options = "manifest", {}
+        for row in config.evals.values():
+            if "mean_of" not in row:
+                row.incomplete = incomplete
+    return config
+
+
+@pytest.fixture(scope="module")
+def model(table):
+    """(experiment, state) of random weights."""
+    config = tiny(table, "error")
+    exp = experiment.build(config, open_tiny(config))
+    return exp, exp.create(np.array([0, 1], np.uint32))
+
+
+def test_test_rows_without_a_picture_are_an_error_or_left_out_and_counted(table, model):
+    exp, state = model
+    config = tiny(table, "error")
+    data = open_tiny(config)
+    method = exp.phases[-1].method
+    with pytest.raises(DataError, match=r"evals.no_r: row 6 of split 'test' has none of tir \(6 such rows\).*'skip'"):
+        evaluators.check(config, data)
+    evaluators.check(tiny(table, "skip"), data)
+    results = evaluators.run(tiny(table, "skip"), method, state.variables, data, exp.mesh)
+    skipped = {name: row.get("skipped") for name, row in results.items() if not name.startswith("zero/")}
+    six = {"query": 6, "gallery": 6}
+    assert skipped == {"full": {"query": 0, "gallery": 0}, "no_r": six, "no_t": six, "mean_missing": None}
+    told = markdown(config, {"step": 1, "which": "last", "config_hash": "", "evals": results})
+    assert "-R leaves out 6 query rows and 6 gallery rows, which have no picture that it uses." in told
+    assert "RT leaves out" not in told
+
+
+def test_what_is_left_out_might_as_well_not_be_there(table, model, tmp_path):
+    """Oracle: a table without the test rows that lack thermal pictures has the same score."""
+    exp, state = model
+    method = exp.phases[-1].method
+    config = tiny(table, "skip")
+    skipping = evaluators.run(config, method, state.variables, open_tiny(config), exp.mesh)["no_r"]
+    lines = (table / "manifest.csv").read_text().splitlines()
+    fewer = table / "fewer.csv"
+    fewer.write_text("\n".join(line for line in lines if not (line.startswith("test") and line.endswith(","))))
+    config = tiny(table, "error")
+    config.data.data_dir = str(fewer)
+    with config.unlocked():
+        config.evals = {"no_r": config.evals["no_r"].to_dict()}
+    whole = evaluators.run(config, method, state.variables, open_tiny(config), exp.mesh)["no_r"]
+    for metric in ("mAP", "mINP", "rank1", "rank5"):
+        assert skipping[metric] == pytest.approx(whole[metric], abs=1e-6)
+
+
+def test_another_word_than_error_and_skip_is_refused(table):
+    config = tiny(table, "ignore")
+    with pytest.raises(ConfigError, match="evals.full: incomplete='ignore', expected one of error, skip"):
+        evaluators.check(config, open_tiny(config))
+
+
+def test_a_table_is_trained_on(table, tmp_path):
+    config = tiny(table, "skip", row="A", epochs=1)
+    data = open_tiny(config)
+    assert data.present_train.mean(axis=0).tolist() == pytest.approx([57 / 72, 57 / 72], abs=0.02)
+    train.train(config, tmp_path / "run", data)
+    assert (tmp_path / "run" / "checkpoints" / str(data.steps_per_epoch)).is_dir()
+
+
+def test_configs_for_a_table():
+    config = load_config("manifest", "modalities=rgb/tir,splits=query/gallery,junk=none,incomplete=skip,object=vehicle")
+    assert config.data.options.file == "manifest.csv" and config.data.image_size == (128, 256)
+    assert config.model.template_kind == "vehicle"
+    row = config.evals["zero/no_r"]
+    assert (row.query.split, row.gallery.split, row.junk, row.incomplete) == ("query", "gallery", "none", "skip")
+    assert load_config("manifest").data.image_size == (256, 128)
+    small = load_config("quickstart", "dataset=manifest,modalities=ir,incomplete=skip")
+    assert small.data.name == "manifest" and small.evals.full.incomplete == "skip"

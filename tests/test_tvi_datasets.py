@@ -1,0 +1,435 @@
+"""SYSU-MM01, RegDB and LLCM: their drawn trees are read as the field reads the real ones, and broken trees are told."""
+
+import importlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+
+import input_pipeline
+from input_pipeline import galleries, images
+from input_pipeline.cross_modal import Tree
+from input_pipeline.datasets import llcm, regdb, sysu_mm01
+from input_pipeline.synthesize import main, synthesize
+from jax_mmreid.batch import DataError
+
+NAMES = ("sysu_mm01", "regdb", "llcm")
+BOTH = ("rgb", "ir")
+SIZES = dict(seed=3, num_train_ids=5, num_test_ids=4, cameras=4, images_per_camera=2, height=32)
+TRAIN, TEST = [1, 3, 5, 7, 9], [2, 4, 6, 8]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tvi")
+    for name in NAMES:
+        synthesize(folder / name, layout=name, **SIZES)
+    return folder
+
+
+@pytest.fixture
+def copy(drawn, tmp_path):
+    """A dataset of one's own to break."""
+
+    def make(name):
+        shutil.copytree(drawn / name, tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def load(root, name=None, modalities=BOTH, allow_missing_files=False, **options):
+    module = importlib.import_module(f"input_pipeline.datasets.{name or root.name}")
+    return module.load(str(root), modalities=modalities, allow_missing_files=allow_missing_files, **options)
+
+
+def refused(root, **options):
+    with pytest.raises(DataError) as error:
+        load(root, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def tree(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def own_paths(records):
+    """Of every row the one path that it has."""
+    assert (records.has_file().sum(axis=1) == 1).all()
+    return ["".join(pair) for pair in zip(*(column.tolist() for column in records.paths.values()))]
+
+
+def read_caption(root, kind, path, file="caption_llm_dict", prefix=""):
+    said = json.loads((root / "Text" / f"Blip_{kind}" / f"{file}_Blip_{kind}.json").read_text())
+    return said[prefix + path]
+
+
+# What all three have in common.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_visible_rows_come_first_and_tests_are_of_one_modality(drawn, name):
+    splits = load(drawn / name)
+    assert list(splits) == ["train", "query", "gallery"]
+    train = splits["train"]
+    visible, infrared = train.has_file().T
+    N = visible.sum()
+    assert 0 < N < len(train) and visible[:N].all() and infrared[N:].all() and not (visible & infrared).any()
+    assert not splits["query"].has_file()[:, 0].any() and not splits["gallery"].has_file()[:, 1].any()
+    assert set(train.pid[:N]) == set(train.pid[N:]) and len(set(train.pid)) == 5
+    assert set(splits["query"].pid) == set(splits["gallery"].pid)
+    for records in splits.values():
+        assert all((drawn / name / path).is_file() for path in own_paths(records))
+        assert {x.dtype for x in (records.pid, records.camid, records.view)} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_training_picture_and_query_is_described(drawn, name):
+    splits = load(drawn / name)
+    train, query = splits["train"], splits["query"]
+    assert set(train.captions) == {"rgb", "rgb_rephrased", "ir", "ir_rephrased"}
+    for modality in BOTH:
+        for column in (modality, f"{modality}_rephrased"):
+            np.testing.assert_array_equal(train.captions[column] != "", train.paths[modality] != "")
+    key = llcm._key if name == "llcm" else str
+    prefix = f"datasets/{name.removesuffix('_mm01')}/"
+    for i, path in enumerate(own_paths(train)):
+        modality = "rgb" if train.paths["rgb"][i] else "ir"
+        said = read_caption(drawn / name, modality.upper(), path, prefix=prefix)
+        pair = train.captions[modality][i], train.captions[f"{modality}_rephrased"][i]
+        assert pair == (said["description"], said["aug_description"])
+    lists = json.loads((drawn / name / "Text" / "Blip_RGB" / "id_caption_map_Blip_RGB.json").read_text())
+    rng = np.random.RandomState(1)
+    for i, path in enumerate(own_paths(query)):
+        said = read_caption(drawn / name, "IR", key(path), "caption_dict", prefix)
+        assert query.captions["ir"][i] == said["description"]
+        assert query.captions["rgb"][i] == rng.choice(lists[str(query.pid[i])])
+    assert splits["gallery"].captions == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_modality_leaves_the_splits_that_have_it(drawn, name):
+    both = load(drawn / name)
+    for modality, split in (("rgb", "gallery"), ("ir", "query")):
+        splits = load(drawn / name, modalities=(modality,))
+        assert list(splits) == ["train", split]
+        rows = np.flatnonzero(both["train"].paths[modality] != "")
+        np.testing.assert_array_equal(splits["train"].paths[modality], both["train"].paths[modality][rows])
+        np.testing.assert_array_equal(splits["train"].captions[modality], both["train"].captions[modality][rows])
+    assert list(load(drawn / name, modalities=("ir", "rgb"))["train"].paths) == ["ir", "rgb"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_parent_folder_reads_the_same(copy, name):
+    root = copy(name)
+    inner = {split: records.fingerprint() for split, records in load(root).items()}
+    nested = root.parent / "outer" / {"sysu_mm01": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM"}[name]
+    nested.parent.mkdir()
+    root.rename(nested)
+    outer = {split: records.fingerprint() for split, records in load(nested.parent, name).items()}
+    assert inner == outer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_absent_data_and_captions(drawn, tmp_path, name):
+    message = refused(tmp_path / name)
+    assert f"python -m input_pipeline.synthesize --layout={name} --output={tmp_path / name}" in message
+    (tmp_path / name).mkdir()
+    assert f"{name}: no folder '" in refused(tmp_path / name)
+    assert "Text/GIT_RGB" in refused(drawn / name, captioner="GIT")
+    assert load(drawn / name, captioner="")["query"].captions == {}
+    with pytest.raises(ValueError, match=f"data.modalities.*{name} has rgb, ir"):
+        load(drawn / name, modalities=("rgb", "tir"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_sizes(name):
+    module = importlib.import_module(f"input_pipeline.datasets.{name}")
+    sizes = {split: (c.identities, c.rows) for split, c in module.counts("", modalities=BOTH).items()}
+    assert (
+        sizes
+        == {
+            "sysu_mm01": {"train": (395, 34167), "query": (96, 3803), "gallery": (96, 6775)},
+            "regdb": {"train": (206, 4120), "query": (206, 2060), "gallery": (206, 2060)},
+            "llcm": {"train": (713, 30921), "query": (351, 7166), "gallery": (351, 8680)},
+        }[name]
+    )
+    assert set(module.counts("", modalities=("ir",))) == {"train", "query"}
+    assert module.counts("", modalities=("rgb",))["train"].rows == {"sysu_mm01": 22258, "regdb": 2060}.get(name, 16946)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_draws_the_same_bytes_and_more_people_change_no_picture(drawn, tmp_path, name):
+    arguments = [f"--{key}={value}" for key, value in SIZES.items()]
+    assert main([f"--layout={name}", f"--output={tmp_path / 'again'}", *arguments]) == 0
+    small = tree(drawn / name)
+    assert tree(tmp_path / "again") == small
+    synthesize(tmp_path / "larger", layout=name, **SIZES | dict(num_train_ids=6, num_test_ids=5))
+    large = tree(tmp_path / "larger")
+    pictures = {path for path in small if path.endswith((".jpg", ".bmp"))}
+    assert pictures and all(large[path] == small[path] for path in pictures)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_of_drawn_data(drawn, name):
+    config = tiny_config(drawn)
+    arguments = config.data.to_dict() | dict(name=name, data_dir=str(drawn / name), modalities=BOTH, options={})
+    data = input_pipeline.open_data(seed=0, missing=config.missing.to_dict() | dict(eta=(0, 0)), **arguments)
+    batch = next(data.train(0, 1))
+    assert len(data.pids) == 5 and (batch["present"]["rgb"] ^ batch["present"]["ir"]).all()
+    assert data.num_rows("query") and data.num_rows("gallery")
+
+
+@pytest.mark.parametrize("name", ["sysu_mm01", "llcm"])
+def test_layouts_with_four_digits_refuse_more_people(tmp_path, name):
+    with pytest.raises(ValueError, match="num_test_ids is 5000, this layout takes up to 4999"):
+        synthesize(tmp_path / "out", layout=name, num_test_ids=5000)
+
+
+# SYSU-MM01
+
+
+def expected_sysu(pids, cameras):
+    """Every third person misses camera 5, every fifth camera 6."""
+    return [
+        (f"cam{camera}/{pid:04d}/000{image}.jpg", pid, camera)
+        for pid in pids
+        for camera in cameras
+        if not (camera == 5 and pid % 3 == 0 or camera == 6 and pid % 5 == 0)
+        for image in (1, 2)
+    ]
+
+
+def rows(records):
+    return list(zip(own_paths(records), records.pid.tolist(), records.camid.tolist()))
+
+
+def test_sysu_is_read_by_identity_camera_and_name(drawn):
+    splits = load(drawn / "sysu_mm01")
+    assert rows(splits["train"]) == expected_sysu(TRAIN, (1, 2, 4, 5)) + expected_sysu(TRAIN, (3, 6))
+    assert rows(splits["query"]) == expected_sysu(TEST, (3, 6))
+    assert rows(splits["gallery"]) == expected_sysu(TEST, (1, 2, 4, 5))
+    assert (drawn / "sysu_mm01" / "exp" / "val_id.txt").read_text() == "9\n"
+
+
+def test_sysu_galleries_skip_folders_that_do_not_exist(drawn):
+    gallery = load(drawn / "sysu_mm01")["gallery"]
+    drawn_rows = galleries.draw(gallery, cameras=(1, 2, 4, 5), shots=1, trial=0)
+    places = [(pid, camera) for pid in TEST for camera in (1, 2, 4, 5) if (pid, camera) != (6, 5)]
+    assert list(zip(gallery.pid[drawn_rows].tolist(), gallery.camid[drawn_rows].tolist())) == places
+
+
+def test_sysu_arrays_hold_the_pictures_of_the_folders_in_their_order(drawn):
+    folders = load(drawn / "sysu_mm01")["train"]
+    arrays = load(drawn / "sysu_mm01", source="npy")["train"]
+    np.testing.assert_array_equal(arrays.pid, folders.pid)
+    assert not arrays.camid.any()
+    for modality in BOTH:
+        np.testing.assert_array_equal(arrays.captions[modality], folders.captions[modality])
+        np.testing.assert_array_equal(arrays.paths[modality] != "", folders.paths[modality] != "")
+        row = np.flatnonzero(folders.paths[modality] != "")[3]
+        assert arrays.part(modality, row) == 3
+        with Image.open(folders.path(modality, row)) as image:
+            resized = np.asarray(image.resize((144, 288), Image.Resampling.LANCZOS))
+        array = images.read(arrays.path(modality, row))
+        assert array.shape[1:] == (288, 144, 3)
+        np.testing.assert_array_equal(array[3], resized)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "told"),
+    [
+        ("train_rgb_resized_img.npy", np.array([{}]), "Python objects"),
+        ("train_ir_resized_img.npy", np.zeros((5, 8, 4, 3), np.float32), "float32"),
+        ("train_rgb_resized_label.npy", np.array([{}]), "Object arrays cannot be loaded"),
+        ("train_rgb_resized_label.npy", np.arange(5), "a whole number 0..4 for each of"),
+        ("train_ir_resized_label.npy", None, "No such file"),
+    ],
+)
+def test_sysu_arrays_that_cannot_be(copy, file, array, told):
+    root = copy("sysu_mm01")
+    if array is None:
+        (root / file).unlink()
+    else:
+        np.save(root / file, array, allow_pickle=True)
+    message = refused(root, source="npy")
+    assert str(root / file) in message and told in message
+    assert len(load(root)["train"])
+
+
+def test_sysu_labels_are_ranks(copy):
+    root = copy("sysu_mm01")
+    file = root / "train_rgb_resized_label.npy"
+    np.save(file, np.load(file) + 1)
+    assert f"{file} should hold a whole number 0..4" in refused(root, source="npy")
+    with pytest.raises(ValueError, match="data.options.source='zip': sysu_mm01 is read from folders or npy"):
+        load(root, source="zip")
+
+
+def test_sysu_captions_are_of_as_many_pictures(copy):
+    root = copy("sysu_mm01")
+    (root / "cam1" / "0001" / "0002.jpg").unlink()
+    message = refused(root)
+    assert "train_text_Blip_RGB.npy" in message and "make it anew" in message
+
+
+@pytest.mark.parametrize("content", ["", "1,two", None])
+def test_sysu_identities_that_cannot_be_read(copy, content):
+    root = copy("sysu_mm01")
+    if content is None:
+        (root / "exp" / "val_id.txt").unlink()
+    else:
+        (root / "exp" / "val_id.txt").write_text(content)
+    assert str(root / "exp" / "val_id.txt") in refused(root)
+
+
+def test_sysu_identities_and_cameras_without_pictures(copy):
+    root = copy("sysu_mm01")
+    (root / "exp" / "test_id.txt").write_text("0008,2,6,4,\n")
+    assert rows(load(root)["query"]) == expected_sysu(TEST, (3, 6))
+    (root / "exp" / "test_id.txt").write_text("2,4,6,8,10,12\n")
+    message = refused(root)
+    assert "no picture of identity 10, which exp/test_id.txt lists (and 1 more)" in message
+    assert rows(load(root, allow_missing_files=True)["query"]) == expected_sysu(TEST, (3, 6))
+    (root / "cam6").rename(root / "gone")
+    assert f"no folder 'cam6' under {root}; expected cam3, cam6" in refused(root)
+
+
+# RegDB
+
+
+def test_regdb_follows_its_lists(drawn):
+    root = drawn / "regdb"
+    for trial in (1, 10):
+        splits = load(root, trial=trial)
+        lists = {
+            (part, kind): [line.split() for line in (root / "idx" / f"{part}_{kind}_{trial}.txt").open()]
+            for part in ("train", "test")
+            for kind in ("visible", "thermal")
+        }
+        train = lists["train", "visible"] + lists["train", "thermal"]
+        assert own_paths(splits["train"]) == [path for path, _ in train]
+        assert splits["train"].pid.tolist() == [int(label) for _, label in train]
+        assert set(splits["train"].pid) == {0, 1, 2, 3, 4}
+        for split, kind, camera in (("query", "thermal", 2), ("gallery", "visible", 1)):
+            paths = [path for path, _ in lists["test", kind]]
+            assert rows(splits[split]) == [(path, int(path.split("/")[1]), camera) for path in paths]
+            assert len(paths) == 40 and len(set(paths)) == 40
+
+
+def test_regdb_trials_are_halves_of_the_same_people(drawn):
+    test = {}
+    for trial in range(1, 11):
+        splits = load(drawn / "regdb", trial=trial)
+        people = {path.split("/")[1] for path in own_paths(splits["train"])}
+        test[trial] = frozenset(map(str, splits["query"].pid))
+        assert people.isdisjoint(test[trial]) and len(people | test[trial]) == 9
+    assert len(set(test.values())) > 5
+
+
+def test_regdb_pictures_are_bmp_of_three_channels(drawn):
+    for folder in ("Visible", "Thermal"):
+        files = sorted((drawn / "regdb" / folder / "3").iterdir())
+        assert len(files) == 10
+        with Image.open(files[0]) as image:
+            assert (image.format, image.mode, image.size) == ("BMP", "RGB", (16, 32))
+
+
+def test_regdb_absent_pictures_and_broken_lists(copy):
+    root = copy("regdb")
+    file = root / "idx" / "train_visible_1.txt"
+    lines = file.read_text().splitlines()
+    path, label = lines[4].split()
+    (root / path).unlink()
+    message = refused(root)
+    assert f"no file {path!r}, which idx/train_visible_1.txt lists" in message and "data.allow_missing_files" in message
+    train = load(root, allow_missing_files=True)["train"]
+    assert len(train) == 99 and path not in own_paths(train)
+    for broken, told in (
+        (["Visible/1/a.bmp"], "has a line 'Visible/1/a.bmp', not 'path label'"),
+        (["Visible/1/a.bmp one"], "not 'path label'"),
+        ([lines[0].rpartition(" ")[0] + " 1", *lines[1:]], "give identity"),
+    ):
+        file.write_text("\n".join(broken))
+        assert told in refused(root, allow_missing_files=True)
+    file.write_text(lines[0])
+    shutil.rmtree(root / "Visible")
+    assert "no pictures for split 'train'" in refused(root, allow_missing_files=True, modalities=("rgb",))
+    file.unlink()
+    assert f"cannot read {file} (No such file or directory)" in refused(root)
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [(("Thermal/8/b.bmp", 0), "give label 0 to 7, 8 alike"), (("Thermal/7/b.bmp", 1), "give identity 7 to 0, 1 alike")],
+)
+def test_identities_and_labels_are_one_to_one(second, told):
+    with pytest.raises(DataError, match=told):
+        Tree("regdb", "root").check_labels([("Visible/7/a.bmp", 0), second])
+    Tree("regdb", "root").check_labels([("Visible/7/a.bmp", 0), ("Thermal/7/b.bmp", 0), ("Visible/8/c.bmp", 1)])
+
+
+def test_regdb_test_pictures_are_named_by_identity(copy):
+    root = copy("regdb")
+    (root / "Thermal" / "who").mkdir()
+    Image.new("RGB", (4, 8)).save(root / "Thermal" / "who" / "a.bmp")
+    (root / "idx" / "test_thermal_2.txt").write_text("Thermal/who/a.bmp 0\n")
+    assert "cannot read an identity from 'Thermal/who/a.bmp'" in refused(root, trial=2)
+
+
+@pytest.mark.parametrize("trial", [0, 11, "1"])
+def test_regdb_has_ten_trials(drawn, trial):
+    for function in (load, lambda root, trial: regdb.counts("", modalities=BOTH, trial=trial)):
+        with pytest.raises(ValueError, match="data.options.trial=.*: regdb has trials 1 to 10"):
+            function(drawn / "regdb", trial=trial)
+
+
+# LLCM
+
+
+def test_llcm_is_read_by_lists_and_by_folders(drawn):
+    root = drawn / "llcm"
+    splits = load(root)
+    lines = [line.split() for kind in ("vis", "nir") for line in (root / "idx" / f"train_{kind}.txt").open()]
+    assert own_paths(splits["train"]) == [path for path, _ in lines]
+    assert splits["train"].pid.tolist() == [int(label) for _, label in lines]
+    assert splits["train"].camid.tolist() == [int(path.split("_c")[1][:2]) for path, _ in lines]
+    for split, kind, cameras in (("query", "nir", (1, 2, 4)), ("gallery", "vis", (1, 2, 3, 4))):
+        assert rows(splits[split]) == [
+            (f"test_{kind}/cam{camera}/{pid:04d}/{pid:04d}_c0{camera}_s000000_f000{image}_{kind}.jpg", pid, camera)
+            for pid in TEST
+            for camera in cameras
+            if (pid, camera) != (6, 4)
+            for image in (0, 1)
+        ]
+
+
+def test_llcm_pictures_without_a_camera_and_folders_that_are_gone(copy):
+    root = copy("llcm")
+    file = root / "idx" / "train_nir.txt"
+    text = file.read_text()
+    (root / "nir" / "0001" / "a.jpg").write_bytes((root / text.split()[0]).read_bytes())
+    file.write_text("nir/0001/a.jpg 0\n" + text)
+    assert "cannot read the camera of 'nir/0001/a.jpg'" in refused(root)
+    file.write_text(text)
+    assert len(load(root)["train"])
+    shutil.rmtree(root / "test_vis" / "cam7")
+    assert f"no folder 'test_vis/cam7' under {root}" in refused(root)
+
+
+def test_llcm_identities_without_pictures(copy):
+    root = copy("llcm")
+    (root / "idx" / "test_id.txt").write_text("2,4,6,8,11\n")
+    assert "no picture of identity 11, which idx/test_id.txt lists" in refused(root)
+    assert set(load(root, allow_missing_files=True)["query"].pid) == set(TEST)
+
+
+def test_a_dataset_without_any_test_picture(copy):
+    root = copy("sysu_mm01")
+    (root / "exp" / "test_id.txt").write_text("77\n")
+    assert "no pictures for split 'query'" in refused(root, allow_missing_files=True)
+    assert sysu_mm01.counts("", modalities=("rgb",), source="npy")["train"].cameras == (0,)
