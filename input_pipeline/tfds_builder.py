@@ -1,7 +1,7 @@
 """Packs a dataset into TFDS: a few large files that a pod reads from a bucket, where thousands of small ones are slow.
 
-python -m input_pipeline.tfds_builder --dataset=rgbnt201 --data_dir=data/RGBNT201 --output=gs://bucket/packed
-python -m jax_mmreid.main --config=configs/rgbnt201.py --config.data.source=tfds --config.data.data_dir=gs://bucket/packed
+python -m input_pipeline.tfds_builder --dataset=rgbnt201 --data_dir=data/RGBNT201 --output=PACKED
+python -m jax_mmreid.main --config=configs/rgbnt201.py --config.data.source=tfds --config.data.data_dir=PACKED
 
 Pictures are the bytes of their files, as they are; one of several in a file (a strip, an array) becomes a PNG of its
 own, with the same pixels. Rows keep their order. TensorFlow is not needed.
