@@ -569,6 +569,8 @@ def test_split_in_which_nothing_can_match(copy, split, folder):
         (dict(range16=(9, 9)), "data.range16=.9, 9.: .* ascend within 0..65535"),
         (dict(range16=(0, 70_000)), "data.range16"),
         (dict(range16=(0.0, 1.0)), "data.range16.*whole numbers"),
+        (dict(resize=("bicubic", "cubic")), "data.resize=.*'cubic'.: must be two of nearest, .*lanczos"),
+        (dict(resize=("bicubic",)), "data.resize"),
         (dict(missing=MASKS | {"eta": (0.1,)}), "missing.eta"),
     ],
 )
@@ -576,6 +578,20 @@ def test_impossible_arguments_are_told_by_their_config_key(tree, changes, messag
     with pytest.raises(ValueError, match=message) as error:
         opened(tree, **changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("resize", [("bicubic", "bilinear"), ("lanczos", "lanczos")])
+def test_pictures_are_resized_as_pillow_does(tree, resize):
+    data = opened(tree, image_size=(2 * H + 1, W - 2), resize=resize, missing=NO_MASKS)
+    for split, batch, name in (
+        ("train_171", next(data.train(0, 1)), resize[0]),
+        ("test", next(data.split("test")), resize[1]),
+    ):
+        paths = sorted((tree / split / "NI").iterdir())
+        for row, pixels in zip(batch["index"], batch["images"]["nir"]):
+            with Image.open(paths[row]) as image:
+                expected = image.convert("RGB").resize((W - 2, 2 * H + 1), Image.Resampling[name.upper()])
+            np.testing.assert_array_equal(pixels, np.asarray(expected))
 
 
 def test_unknown_split_and_negative_start(tree):

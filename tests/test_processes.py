@@ -8,16 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import start, tiny_config
+from flax import traverse_util
+
+from jax_mmreid.models import pretrained
 
 RUN = """
 import sys
 import jax
-index, count, port, folder, workdir = sys.argv[1:]
+index, count, port, folder, workdir, init = sys.argv[1:]
 if int(count) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
 from conftest import open_tiny, tiny_config
 from jax_mmreid import evaluate, train
-changes = {"mesh.data": -1, "data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3}
+changes = {"mesh.data": -1, "data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3, "init": init}
 config = tiny_config(folder, eta="0.3", **changes)
 data = open_tiny(config, (jax.process_index(), jax.process_count()))
 train.train(config, workdir, data)
@@ -25,14 +29,16 @@ evaluate.evaluate(config, workdir, data)
 """
 
 
-def run(folder, workdir, count, port):
+def run(folder, workdir, count, port, init):
     """results.json of a run by `count` processes that share eight virtual devices."""
     flags = f"--xla_force_host_platform_device_count={8 // count}"
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     command = [sys.executable, "-c", RUN]
     processes = [
-        subprocess.Popen([*command, str(i), str(count), str(port), str(folder), str(workdir)], env=environment)
+        subprocess.Popen(
+            [*command, str(i), str(count), str(port), str(folder), str(workdir), str(init)], env=environment
+        )
         for i in range(count)
     ]
     try:
@@ -48,7 +54,10 @@ def test_two_processes_equal_one(drawn, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    one, two = (run(drawn, tmp_path / str(count), count, port) for count in (1, 2))
+    variables = start(tiny_config(drawn, seed=2))[2].variables
+    weights = traverse_util.flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
+    pretrained.export(tmp_path / "init.safetensors", weights, "jax_mmreid")
+    one, two = (run(drawn, tmp_path / str(count), count, port, tmp_path / "init.safetensors") for count in (1, 2))
     assert one["config_hash"] == two["config_hash"]
     for name, row in one["evals"].items():
         assert row == pytest.approx(two["evals"][name], abs=1e-6), name

@@ -95,7 +95,7 @@ def to_ours(tensors: Mapping[str, np.ndarray], layout: str, heads: Mapping[str, 
 def from_ours(leaves: Mapping[str, np.ndarray], layout: str) -> dict[str, np.ndarray]:
     """The state dict in `layout`; raises LayoutError listing the leaves that it needs or has no name for."""
     if layout == "jax_mmreid":
-        return dict(leaves)
+        return {path: np.asarray(leaf, order="C") for path, leaf in leaves.items()}
     listed = entries(layout, _sizes(leaves, "jax_mmreid", {}))
     extras = {path for path in leaves if path.startswith("extra/")}
     _require(
