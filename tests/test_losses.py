@@ -9,7 +9,7 @@ import pytest
 
 from jax_mmreid.losses.contrastive import prototype_nce
 from jax_mmreid.losses.identity import cross_entropy
-from jax_mmreid.losses.triplet import batch_hard_triplet
+from jax_mmreid.losses.triplet import batch_hard_triplet, weighted_triplet
 from jax_mmreid.ops import masked, memory
 
 B, D, K = 11, 7, 5
@@ -30,6 +30,11 @@ def reduced_triplet(x, labels, where, margin=None):
     return masked.mean(loss, anchors)
 
 
+def reduced_weighted(x, labels, where):
+    loss, anchors = weighted_triplet(x, labels, where=where)
+    return masked.mean(loss, anchors)
+
+
 def reduced_cross_entropy(x, labels, where):
     return masked.mean(cross_entropy(x, labels, where=where), where)
 
@@ -42,6 +47,7 @@ def reduced_nce(x, labels, where):
 LOSSES = {
     "triplet": jax.jit(jax.value_and_grad(reduced_triplet)),
     "margin": jax.jit(jax.value_and_grad(functools.partial(reduced_triplet, margin=0.3))),
+    "weighted": jax.jit(jax.value_and_grad(reduced_weighted)),
     "cross_entropy": jax.jit(jax.value_and_grad(reduced_cross_entropy)),
     "nce": jax.jit(jax.value_and_grad(reduced_nce)),
 }
@@ -118,6 +124,55 @@ def test_a_lone_anchor_is_its_own_positive_without_rounding_noise():
     loss, anchors = batch_hard_triplet(x, labels, margin=margin)
     assert anchors.all()
     np.testing.assert_allclose(loss, loop_triplet(x, labels, anchors, margin)[0], rtol=2e-6)
+
+
+def loop_weighted(x, labels, where):
+    loss, counted = np.zeros(len(x)), np.zeros(len(x), bool)
+    x = np.asarray(x, np.float64)
+    for a in np.flatnonzero(where):
+        d = {j: max(np.linalg.norm(x[a] - x[j]), 1e-6) for j in range(len(x)) if where[j]}
+        positives = [d[j] for j in d if labels[j] == labels[a]]
+        negatives = [d[j] for j in d if labels[j] != labels[a]]
+        if negatives:
+            pull, push = np.exp(np.array(positives) - max(positives)), np.exp(-np.array(negatives))
+            gap = (pull @ positives) / (pull.sum() + 1e-6) - (push @ negatives) / (push.sum() + 1e-6)
+            loss[a], counted[a] = np.logaddexp(0, gap), True
+    return loss, counted
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_weighted_triplet_equals_the_loop(seed):
+    x, labels, where = batch(seed, present=(seed % 5 + 1) / 5)
+    x, labels = x * (seed + 1), labels % (seed % 4 + 1)
+    loss, anchors = weighted_triplet(x, labels, where=where)
+    expected, counted = loop_weighted(x, labels, where)
+    np.testing.assert_array_equal(anchors, counted)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-6)
+
+
+# From the official code: scale -> loss, L2 norm of its gradient, gradient of the first number.
+WEIGHTED = {
+    0.5: (0.5878594517707825, 0.25913065671920776, -0.003360549919307232),
+    1: (0.6731505990028381, 0.2761705219745636, -0.004068554379045963),
+    5: (20.183486938476562, 0.7824017405509949, -0.01799669861793518),
+    20: (81.5811767578125, 0.7071061134338379, -0.017545105889439583),
+}
+
+
+@pytest.mark.parametrize("scale", WEIGHTED)
+def test_weighted_triplet_equals_the_official_code(scale):
+    """At scale 5 a softmax over the negatives would give 0.88."""
+    i, j = np.ogrid[:8, :16]
+    x = (scale * np.sin(0.37 * (i + 1) * (j + 1) + 0.11 * (j + 1))).astype(np.float32)
+    loss, grad = LOSSES["weighted"](x, np.arange(8) // 2, np.ones(8, bool))
+    np.testing.assert_allclose((loss, np.linalg.norm(grad), grad[0, 0]), WEIGHTED[scale], rtol=1e-4)
+
+
+def test_weighted_triplet_stays_finite_far_apart():
+    x = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    for scale in (100, 1e4):
+        loss, grad = LOSSES["weighted"](scale * x, np.arange(8) // 2, np.ones(8, bool))
+        assert loss > 90 and np.isfinite(loss) and np.isfinite(grad).all()
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -1,7 +1,10 @@
-"""Batch-hard triplet loss (Miss-ReID, NeurIPS 2025, L_Tri of Eq. 11).
+"""Triplet losses on Euclidean distances of raw features.
 
-d_ap = max over rows of the anchor's identity, d_an = min over rows of the others, Euclidean, raw features
-softplus(d_ap - d_an),  or  max(0, d_ap - d_an + margin)
+Batch-hard (Miss-ReID, NeurIPS 2025, L_Tri of Eq. 11): softplus(d_ap - d_an), or max(0, d_ap - d_an + margin), with
+d_ap = max over rows of the anchor's identity, d_an = min over rows of the others.
+
+Weighted (TVI-LFM, NeurIPS 2024; Ye et al., 2021, "AGW"): softplus(d_ap - d_an), with d_ap and d_an means under softmax
+weights of d and of -d.
 """
 
 import jax
@@ -20,12 +23,7 @@ def batch_hard_triplet(
     loss is 0. So the loss of the batch is `masked.mean(loss, anchors)`. An anchor is one of its own positives.
     """
     where = jnp.ones(labels.shape, bool) if where is None else where
-    feats = masked.blank(feats.astype(jnp.float32), where)
-    # Features share a large common part early in training. Distances do not depend on it, float32 rounding does.
-    feats = feats - jax.lax.stop_gradient(masked.mean(feats, where[:, None], axis=0))
-    # The distance of a row to itself is known; computed, it would be rounding noise with a gradient.
-    itself = jnp.eye(len(labels), dtype=bool)
-    dist = jnp.where(itself, distance.FLOOR**0.5, distance.euclidean(feats, feats))  # [B,B]
+    dist = _distances(feats, where)
     same = labels[:, None] == labels[None, :]
     farthest = jnp.max(jnp.where(same & where[None, :], dist, 0), axis=1)
     nearest = jnp.min(jnp.where(~same & where[None, :], dist, jnp.inf), axis=1)
@@ -33,3 +31,36 @@ def batch_hard_triplet(
     gap = jnp.where(anchors, farthest - nearest, 0)
     loss = jax.nn.softplus(gap) if margin is None else jax.nn.relu(gap + margin)
     return masked.blank(loss, anchors), anchors
+
+
+def weighted_triplet(
+    feats: jax.Array, labels: jax.Array, *, where: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted-regularised triplet loss per anchor, with its weights as the published results have them.
+
+    feats, labels, where -> (loss, anchors) as in `batch_hard_triplet`. Positives, the anchor among them, weigh
+    exp(d - max d), negatives exp(-d), each over its sum + 1e-6. That 1e-6 is no guard against a zero: from distances of
+    about 14 on it outweighs the negatives, whose mean then falls to 0, and early features are that far apart. A softmax
+    in its place is another loss.
+    """
+    where = jnp.ones(labels.shape, bool) if where is None else where
+    dist = _distances(feats, where)
+    candidates = where[None, :]
+    same = labels[:, None] == labels[None, :]
+    positive, negative = same & candidates, ~same & candidates
+    farthest = jnp.max(jnp.where(positive, dist, 0), axis=1, keepdims=True)
+    pull = jnp.where(positive, jnp.exp(jnp.where(positive, dist - farthest, 0)), 0)
+    push = jnp.where(negative, jnp.exp(-dist), 0)
+    d_ap, d_an = ((weight * dist).sum(axis=1) / (weight.sum(axis=1) + 1e-6) for weight in (pull, push))
+    anchors = where & negative.any(axis=1)
+    return masked.blank(jax.nn.softplus(d_ap - d_an), anchors), anchors
+
+
+def _distances(feats: jax.Array, where: jax.Array) -> jax.Array:
+    """Distances [B,B] float32 of the rows that exist; those of other rows mean nothing."""
+    feats = masked.blank(feats.astype(jnp.float32), where)
+    # Features share a large common part early in training. Distances do not depend on it, float32 rounding does.
+    feats = feats - jax.lax.stop_gradient(masked.mean(feats, where[:, None], axis=0))
+    # The distance of a row to itself is known; computed, it would be rounding noise with a gradient.
+    itself = jnp.eye(len(feats), dtype=bool)
+    return jnp.where(itself, distance.FLOOR**0.5, distance.euclidean(feats, feats))
