@@ -12,7 +12,7 @@ One batch is 8 identities x 8 rows; --config.init=DIR starts from CLIP's weights
 """
 
 from jax_mmreid.config import ConfigError, parse_arg
-from jax_mmreid.recipes import miss_reid
+from jax_mmreid.recipes.miss_reid import miss_reid
 
 
 def get_config(arg: str = ""):

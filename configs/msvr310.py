@@ -11,7 +11,7 @@ Ours: not run (the dataset and CLIP's weights are for the user to bring).
 """
 
 from jax_mmreid.config import parse_arg
-from jax_mmreid.recipes import miss_reid
+from jax_mmreid.recipes.miss_reid import miss_reid
 
 
 def get_config(arg: str = ""):

@@ -11,13 +11,16 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
-from input_pipeline import datasets, images, loader, packed
+from input_pipeline import arguments, datasets, galleries, images, loader, packed
 from input_pipeline import missing as masks
+from input_pipeline.described import DescribedData, describe
 from input_pipeline.records import Records, single_identities
-from input_pipeline.sampler import IdentitySampler
+from input_pipeline.sampler import IdentitySampler, PairSampler
+from input_pipeline.token_table import Options, tokenise
 from jax_mmreid.batch import Batch, DataError
+
+__all__ = ["DescribedData", "OpenedData", "describe", "load_records", "open_data"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,10 +34,13 @@ class OpenedData:
     batch_size: int
     steps_per_epoch: int
     fingerprint: str
+    text: tuple[str, ...]
+    text_length: int
+    vocab: int
     present_train: np.ndarray  # [N,M] bool over the whole training list, all-False rows included
     missing_rates: dict[str, float]  # of the rows trained on
     _splits: dict[str, loader.Reader]
-    _sampler: IdentitySampler
+    _sampler: IdentitySampler | PairSampler
     _eval_batch_size: int
     _reading: dict  # threads and shard, for the loader
     _train_list: str  # fingerprint of the whole training list
@@ -54,8 +60,17 @@ class OpenedData:
         return len(self._find(name).split.records)
 
     def present(self, name: str) -> dict[str, np.ndarray]:
-        """Which pictures the rows of a split have, {modality: [N] bool}; of "train" those that are shown."""
-        return dict(zip(self.modalities, self._find(name).split.present.T))
+        """Which pictures the rows of a split have, {modality: [N] bool}; of "train" those that are shown.
+
+        "text" tells which rows are described in all modalities that the split has captions of, if it has any.
+        """
+        split = self._find(name).split
+        present = dict(zip(self.modalities, split.present.T))
+        return present if split.captions is None else present | {"text": split.captions.present}
+
+    def draw(self, name: str, *, cameras: Sequence[int], shots: int, trial: int) -> np.ndarray:
+        """Rows [n] of a gallery drawn from a split; see `galleries.draw`."""
+        return galleries.draw(self._find(name).split.records, cameras=cameras, shots=shots, trial=trial)
 
     def save_masks(self, path: str) -> None:
         """Writes the training masks to an .npz file that `missing.mask_file` can name."""
@@ -87,6 +102,8 @@ def open_data(
     range16: tuple[int, int] = images.RANGE16,
     resize: tuple[str, str] = loader.RESIZE,
     source: str = "files",
+    pairs: bool = False,
+    text: dict | None = None,
 ) -> OpenedData:
     """Opens dataset `name` (a module of `input_pipeline.datasets`) for training and evaluation.
 
@@ -99,12 +116,14 @@ def open_data(
     `range16`: which values of 16-bit pictures become black and white, see `images.decode`.
     `resize`: Pillow's resampling in training and in evaluation: nearest, bilinear, bicubic, lanczos, ...
     `source`: "files", or "tfds" for what `tfds_builder` packed below `data_dir`, with the same batches.
+    `pairs`: True for training rows that are a picture of each modality, drawn apart, of one identity.
+    `text`: fields of `token_table.Options`, how captions become token ids; none do by default.
     Raises ValueError for an argument that cannot be, DataError for data that cannot be used.
     """
-    modalities, batch_size = _distinct(modalities), identities * instances
-    _check_sizes(identities=identities, instances=instances, eval_batch_size=eval_batch_size, threads=threads)
-    _check_shard(shard, batch_size, eval_batch_size)
-    _check_reading(cache, on_bad_image, range16, resize)
+    modalities, batch_size, words = arguments.distinct(modalities), identities * instances, Options(**text or {})
+    arguments.check_sizes(identities=identities, instances=instances, eval_batch_size=eval_batch_size, threads=threads)
+    arguments.check_shard(shard, batch_size, eval_batch_size)
+    arguments.check_reading(cache, on_bad_image, range16, resize)
     records = load_records(
         name,
         data_dir,
@@ -118,11 +137,14 @@ def open_data(
     kept = np.flatnonzero(present.any(axis=1))
     train = whole.take(kept)
     _check_identities(name, train, [r for split, r in records.items() if split != "train"])
+    captions, vocab = tokenise(name, records | {"train": train}, words, seed=seed)
     pids, label = np.unique(train.pid, return_inverse=True)
     label = label.astype(np.int32)
-    splits = {split: loader.Split(r, r.has_file(), None) for split, r in records.items()}
-    splits["train"] = loader.Split(train, present[kept], label)
-    sampler = IdentitySampler(label, identities=identities, instances=instances, seed=seed)
+    splits = {split: loader.Split(r, r.has_file(), None, captions.get(split)) for split, r in records.items()}
+    splits["train"] = loader.Split(train, present[kept], label, captions.get("train"))
+    draw = dict(identities=identities, instances=instances, seed=seed)
+    shown = dict(zip(modalities, present[kept].T))
+    sampler = PairSampler(train.pid, shown, **draw) if pairs else IdentitySampler(label, **draw)
     reader = functools.partial(
         loader.Reader, image_size=image_size, range16=range16, resize=resize, cache=cache == "memory"
     )
@@ -134,6 +156,9 @@ def open_data(
         batch_size=batch_size,
         steps_per_epoch=sampler.steps_per_epoch,
         fingerprint=_fingerprint(records, present),
+        text=tuple(captions["train"].captions) if "train" in captions else (),
+        text_length=next((table.ids.shape[1] for table in captions.values()), 0),
+        vocab=vocab,
         present_train=present,
         missing_rates=masks.rates(present[kept], modalities),
         _splits={split: reader(x, drop=split == "train" and on_bad_image == "drop") for split, x in splits.items()},
@@ -159,61 +184,6 @@ def load_records(
     given = dict(data_dir=data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
     load = datasets.find(name, "load", options, **given)
     return packed.load(data_dir, name=name, modalities=modalities) if source == "tfds" else load()
-
-
-@dataclasses.dataclass(frozen=True)
-class DescribedData:
-    """The fields of `jax_mmreid.batch.Data` that a model is built from; it has nothing to read."""
-
-    modalities: tuple[str, ...]
-    image_size: tuple[int, int]  # H, W
-    pids: tuple[int, ...]  # 0..K-1
-    cameras: tuple[int, ...]
-    batch_size: int
-    steps_per_epoch: int  # about: every row once
-    _rows: int
-
-    def num_rows(self, name: str) -> int:
-        """Rows of the split "train"; ValueError for another, which nothing describes."""
-        if name != "train":
-            raise ValueError(f"data: no split {name!r} is described, only 'train'")
-        return self._rows
-
-
-def describe(
-    *,
-    name: str,
-    data_dir: str,
-    modalities: Sequence[str],
-    image_size: tuple[int, int],
-    identities: int,
-    instances: int,
-    options: dict | None = None,
-    **_: object,
-) -> DescribedData:
-    """Dataset `name` by the counts that its module states, for a model that is built and not trained.
-
-    Arguments are those of `open_data`; the others of them are taken and not needed. Raises ValueError for an argument
-    that cannot be.
-    """
-    modalities = _distinct(modalities)
-    _check_sizes(identities=identities, instances=instances, threads=0)
-    counts = datasets.find(name, "counts", options or {}, data_dir=data_dir, modalities=modalities)()["train"]
-    return DescribedData(
-        modalities=modalities,
-        image_size=tuple(image_size),
-        pids=tuple(range(counts.identities)),
-        cameras=counts.cameras,
-        batch_size=identities * instances,
-        steps_per_epoch=max(1, counts.rows // (identities * instances)),
-        _rows=counts.rows,
-    )
-
-
-def _distinct(modalities: Sequence[str]) -> tuple[str, ...]:
-    if len(set(modalities)) < len(modalities):
-        raise ValueError(f"data.modalities={tuple(modalities)}: a modality is named twice")
-    return tuple(modalities)
 
 
 def _masks(
@@ -243,38 +213,6 @@ def _masks(
     if len(empty) == len(records):
         raise DataError("missing: every training row lost all its pictures; lower missing.eta")
     return present
-
-
-def _check_sizes(*, threads: int, **sizes: int) -> None:
-    for key, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"data.{key}={size}: must be at least 1")
-    if threads < 0:
-        raise ValueError(f"data.threads={threads}: must be 0 (no reading ahead) or more")
-
-
-def _check_shard(shard: tuple[int, int], batch_size: int, eval_batch_size: int) -> None:
-    index, count = shard
-    if not 0 <= index < count:
-        raise ValueError(f"data: there is no process {index} among {count}")
-    if batch_size % count:
-        raise ValueError(
-            f"data: {batch_size} training rows (data.identities x data.instances) do not divide by {count} processes"
-        )
-    if eval_batch_size % count:
-        raise ValueError(f"data.eval_batch_size={eval_batch_size} does not divide by {count} processes")
-
-
-def _check_reading(cache: str, on_bad_image: str, range16: tuple[int, int], resize: tuple[str, str]) -> None:
-    filters = tuple(name.lower() for name in Image.Resampling.__members__)
-    if len(resize) != 2 or not set(resize) <= set(filters):
-        raise ValueError(f"data.resize={tuple(resize)}: must be two of {', '.join(filters)}")
-    for key, value, known in (("cache", cache, ("", "memory")), ("on_bad_image", on_bad_image, ("error", "drop"))):
-        if value not in known:
-            raise ValueError(f"data.{key}={value!r}: there are {' and '.join(map(repr, known))}")
-    whole = len(range16) == 2 and all(isinstance(x, int) for x in range16)
-    if not whole or not 0 <= range16[0] < range16[1] <= 65535:
-        raise ValueError(f"data.range16={tuple(range16)}: must be two whole numbers that ascend within 0..65535")
 
 
 def _check_identities(name: str, train: Records, evaluation: list[Records]) -> None:

@@ -3,10 +3,12 @@
 A picture and its words are functions of (seed, identity, camera, image) alone.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -56,17 +58,29 @@ class Capture:
     captions: dict[str, tuple[str, str]]  # spectrum -> sentence, the same in other words
 
 
+class Row(NamedTuple):
+    """A row that a reader finds in what was written."""
+
+    split: str
+    modalities: tuple[str, ...]
+    pid: int
+    camid: int
+
+
+def moments(plan: Plan, pids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(pid, camera, image) of every picture of these people, in this order; cameras count from 1, images from 0."""
+    return itertools.product(pids, range(1, plan.cameras + 1), range(plan.images_per_camera))
+
+
 def captures(plan: Plan, pids: Sequence[int]) -> Iterator[Capture]:
-    """Draws every picture of these people, in the order of pid, camera and image."""
+    """Draws these moments."""
     cameras = {camid: make_camera(plan.seed, camid) for camid in range(1, plan.cameras + 1)}
-    for pid in pids:
-        identity = make_identity(plan.seed, pid)
-        for camid, camera in cameras.items():
-            for image in range(plan.images_per_camera):
-                drawing = draw(identity, camera, make_shot(plan.seed, pid, camid, image), height=plan.height)
-                rng = generator(plan.seed, TEXT_STREAM, pid, camid, image)
-                captions = {name: describe(identity, drawing.seen, name, rng) for name in drawing.pictures}
-                yield Capture(pid, camid, image, drawing.pictures, captions)
+    identities = {pid: make_identity(plan.seed, pid) for pid in pids}
+    for pid, camid, image in moments(plan, pids):
+        drawing = draw(identities[pid], cameras[camid], make_shot(plan.seed, pid, camid, image), height=plan.height)
+        rng = generator(plan.seed, TEXT_STREAM, pid, camid, image)
+        captions = {name: describe(identities[pid], drawing.seen, name, rng) for name in drawing.pictures}
+        yield Capture(pid, camid, image, drawing.pictures, captions)
 
 
 def save_jpeg(path: Path, picture: np.ndarray) -> None:

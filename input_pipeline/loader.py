@@ -6,14 +6,15 @@ Threads, not processes: pictures are decoded without holding the interpreter's l
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 from input_pipeline import images
 from input_pipeline.records import Records
-from input_pipeline.sampler import IdentitySampler
+from input_pipeline.sampler import IdentitySampler, PairSampler
+from input_pipeline.token_table import TokenTable
 from jax_mmreid.batch import Batch, DataError
 
 log = logging.getLogger(__name__)
@@ -24,11 +25,12 @@ FORGIVEN = 0.01  # of the training pictures may be dropped as unreadable, and al
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """The rows of a split with their masks, and with class labels if it is trained on."""
+    """The rows of a split with their masks, with class labels if it is trained on, and with captions if it has text."""
 
     records: Records
     present: np.ndarray  # [N,M] bool, modalities in the order of records.paths
     label: np.ndarray | None  # [N] int32 0..K-1
+    captions: TokenTable | None = None
 
 
 class Reader:
@@ -70,32 +72,43 @@ class Reader:
         """[N,M] bool: the masks of the split, less what was dropped so far."""
         return self._present.copy()
 
-    def batch(self, rows: np.ndarray, resample: Image.Resampling, replace: bool = False) -> Batch:
-        """One batch of the given rows, unaugmented; absent pictures are zeros and their files are not opened.
+    def batch(
+        self,
+        rows: np.ndarray,
+        resample: Image.Resampling,
+        modalities: Sequence[str] | None = None,
+        replace: bool = False,
+    ) -> Batch:
+        """One batch of the given rows, unaugmented and without captions; absent pictures are zeros.
 
-        With `replace`, a row that lost all its pictures by `drop` gives way to the next one of its identity that has
-        one in a modality that it had. Raises DataError for a picture that cannot be read.
+        Of all `modalities`, or of those that are named; no other file is opened, and none for an absent picture. With
+        `replace`, a row that lost all its pictures by `drop` gives way to the next one of its identity that has one in
+        a modality that it had. Raises DataError for a picture that cannot be read.
         """
         records, rows = self.split.records, np.array(rows)
-        pixels = [np.zeros((len(rows), *self.image_size, 3), np.uint8) for _ in records.paths]
-        present = self._present[rows]
-        for i, row in enumerate(rows):
-            if i and row == rows[i - 1]:  # padding and repeated rows are not decoded twice
-                present[i] = present[i - 1]
-                for x in pixels:
-                    x[i] = x[i - 1]
+        names = {column: m for column, m in enumerate(records.paths) if modalities is None or m in modalities}
+        pixels = {column: np.zeros((len(rows), *self.image_size, 3), np.uint8) for column in names}
+        present = self._present[rows] & np.isin(np.arange(len(records.paths)), list(names))
+        first = {}
+        for i, row in enumerate(rows.tolist()):
+            same = first.setdefault(row, i)
+            if same < i:  # padding and repeated rows are not decoded twice
+                present[i] = present[same]
+                for x in pixels.values():
+                    x[i] = x[same]
             else:
-                self._fill(row, resample, [x[i] for x in pixels], present[i])
+                self._fill(row, resample, {column: x[i] for column, x in pixels.items()}, present[i])
         if replace:
             for i in np.flatnonzero(~present.any(axis=1)):
-                rows[i] = self._replace(rows[i], resample, [x[i] for x in pixels], present[i])
-        batch = {"images": dict(zip(records.paths, pixels)), "present": dict(zip(records.paths, present.T.copy()))}
+                rows[i] = self._replace(rows[i], resample, {column: x[i] for column, x in pixels.items()}, present[i])
+        batch = {"images": {m: pixels[column] for column, m in names.items()}}
+        batch["present"] = {m: present[:, column].copy() for column, m in names.items()}
         if self.split.label is not None:
             batch["label"] = self.split.label[rows]
         batch |= {"pid": records.pid[rows], "camid": records.camid[rows], "view": records.view[rows]}
         return batch | {"index": np.asarray(rows, np.int32)}
 
-    def _fill(self, row: int, resample: Image.Resampling, out: list[np.ndarray], present: np.ndarray) -> None:
+    def _fill(self, row: int, resample: Image.Resampling, out: dict[int, np.ndarray], present: np.ndarray) -> None:
         """Writes the pictures of a row into `out`, and False into `present` for those that are dropped."""
         keep = self._cached is not None and resample == (self.evaluation if self.split.label is None else self.training)
         files = {}
@@ -129,17 +142,18 @@ class Reader:
             pixels = files[path]
         return images.fit(pixels, path, self.image_size, resample, records.part(name, row))
 
-    def _replace(self, row: int, resample: Image.Resampling, out: list[np.ndarray], present: np.ndarray) -> int:
+    def _replace(self, row: int, resample: Image.Resampling, out: dict[int, np.ndarray], present: np.ndarray) -> int:
         """Reads in place of `row` the next row that can stand for it, and returns that."""
-        label, wanted = self.split.label, self.split.present[row]
+        shown = np.isin(np.arange(len(present)), list(out))
+        label, wanted = self.split.label, self.split.present[row] & shown
         same = np.flatnonzero(label == label[row])
         for other in np.roll(same, -np.searchsorted(same, row))[1:]:
-            present[:] = self._present[other]
+            present[:] = self._present[other] & shown
             if (present & wanted).any():
                 self._fill(other, resample, out, present)
             if (present & wanted).any():
                 return other
-            for x in out:
+            for x in out.values():
                 x[...] = 0
         raise DataError(
             f"data: no picture of training identity {self.split.records.pid[row]} can stand for the unreadable "
@@ -162,13 +176,29 @@ class Reader:
 
 
 def train_batches(
-    reader: Reader, sampler: IdentitySampler, start: int, stop: int, *, threads: int, shard: tuple[int, int]
+    reader: Reader,
+    sampler: IdentitySampler | PairSampler,
+    start: int,
+    stop: int,
+    *,
+    threads: int,
+    shard: tuple[int, int],
 ) -> Iterator[Batch]:
     """Batches of steps start..stop-1; process i of n (`shard`) gets the i-th block of rows of each."""
+    names, captions = tuple(reader.split.records.paths), reader.split.captions
 
     def make(step: int) -> Batch:
-        rows = np.split(sampler.rows(step), shard[1])[shard[0]]
-        return reader.batch(rows, reader.training, replace=True)
+        rows = sampler.rows(step)
+        mine = _block(len(rows), shard)
+        asked = {names: rows[mine]} if rows.ndim == 1 else {(m,): rows[mine, i] for i, m in enumerate(names)}
+        parts = [reader.batch(own, reader.training, modalities, replace=True) for modalities, own in asked.items()]
+        merged = {key: {m: x for part in parts for m, x in part[key].items()} for key in ("images", "present")}
+        batch = parts[0] | merged
+        if captions is None:
+            return batch
+        shown = {m: part["index"] for part in parts for m in part["images"]}
+        coins = {m: heads[mine] for m, heads in captions.coins(step, len(rows)).items()}
+        return captions.add(batch, {m: shown.get(m, batch["index"]) for m in captions.captions}, coins)
 
     return _stream(make, start, stop, threads)
 
@@ -177,15 +207,20 @@ def eval_batches(reader: Reader, batch_size: int, *, threads: int, shard: tuple[
     """Every row once, in order; the last batch repeats the last row, with `valid` False and `index` -1 there.
 
     Process i of n (`shard`) gets the i-th block of rows of each batch, which may be padding only. A training row all of
-    whose pictures were dropped counts as padding. Raises RuntimeError if a row did not come once.
+    whose pictures were dropped counts as padding. A modality that a split for evaluation never has is no key of its
+    batches. Raises RuntimeError if a row did not come once.
     """
-    N = len(reader.split.records)
+    N, captions = len(reader.split.records), reader.split.captions
+    some = reader.split.present.any(axis=0) | (reader.split.label is not None)
+    names = tuple(m for m, has in zip(reader.split.records.paths, some) if has)
 
     def make(number: int) -> Batch:
-        rows = number * batch_size + np.split(np.arange(batch_size), shard[1])[shard[0]]
-        batch = reader.batch(np.minimum(rows, N - 1), reader.evaluation)
+        rows = number * batch_size + np.arange(batch_size)[_block(batch_size, shard)]
+        shown = np.minimum(rows, N - 1)
+        batch = reader.batch(shown, reader.evaluation, names)
         valid = (rows < N) & np.any(list(batch["present"].values()), axis=0)
-        return batch | {"valid": valid, "index": np.where(valid, batch["index"], np.int32(-1))}
+        batch |= {"valid": valid, "index": np.where(valid, batch["index"], np.int32(-1))}
+        return batch if captions is None else captions.add(batch, dict.fromkeys(captions.captions, shown), {})
 
     seen = np.zeros(N, np.int32)
     for batch in _stream(make, 0, -(-N // batch_size), threads):
@@ -195,6 +230,12 @@ def eval_batches(reader: Reader, batch_size: int, *, threads: int, shard: tuple[
     wrong = np.flatnonzero(seen != (mine & reader.present.any(axis=1)))
     if len(wrong):
         raise RuntimeError(f"loader: {len(wrong)} of {N} rows did not come once in a pass; the first is {wrong[0]}")
+
+
+def _block(rows: int, shard: tuple[int, int]) -> slice:
+    """Which of the rows of a batch process i of n reads."""
+    each = rows // shard[1]
+    return slice(shard[0] * each, (shard[0] + 1) * each)
 
 
 def _stream(make: Callable[[int], Batch], start: int, stop: int, threads: int) -> Iterator[Batch]:

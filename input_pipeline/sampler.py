@@ -2,7 +2,9 @@
 
 import bisect
 import functools
+import logging
 import threading
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -72,3 +74,68 @@ class IdentitySampler:
             used[labels] += K
         out.flags.writeable = False  # cached and handed out
         return out.reshape(len(batches), -1)
+
+
+class PairSampler:
+    """An endless stream of batches that pair pictures of one identity, one of each modality (TVI-LFM, NeurIPS 2024).
+
+    A batch has `identities` (P) different ones and `instances` (K) rows of each; a pass has N // (P*K) + 1 batches, N
+    the pictures of the modality that has most. Pass p draws from Philox(key=[seed, p]) and nothing else.
+    """
+
+    def __init__(
+        self, pids: np.ndarray, present: Mapping[str, np.ndarray], *, identities: int, instances: int, seed: int
+    ):
+        """`pids` [N] of the training rows and, {modality: [N] bool}, which of them have which picture.
+
+        Identities that lack a modality are not drawn, which a warning tells; DataError when fewer than P remain.
+        """
+        rows = {pid: [np.flatnonzero((pids == pid) & own) for own in present.values()] for pid in np.unique(pids)}
+        self._rows = [own for own in rows.values() if all(map(len, own))]
+        lacking = [int(pid) for pid, own in rows.items() if not all(map(len, own))]
+        if len(self._rows) < identities:
+            raise DataError(
+                f"sampler: {len(self._rows)} training identities have pictures of each of {', '.join(present)}, fewer "
+                f"than the {identities} of a batch; lower data.identities, or set data.pairs=False"
+            )
+        if lacking:
+            shown = ", ".join(map(str, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+            message = "sampler: identities without a picture of each of %s are not drawn: %s (%d in all)"
+            logging.getLogger(__name__).warning(message, ", ".join(present), shown, len(lacking))
+        self._sizes, self._seed = dict(identities=identities, instances=instances), seed
+        self.steps_per_epoch = int(max(map(np.count_nonzero, present.values()))) // (identities * instances) + 1
+        self._pass = functools.lru_cache(maxsize=4)(self._draw_pass)  # as IdentitySampler
+
+    def rows(self, step: int) -> np.ndarray:
+        """The rows of batch `step` by modality, [P*K,M] int64; ValueError for a negative step."""
+        if step < 0:
+            raise ValueError(f"sampler: step {step} is negative")
+        number, place = divmod(step, self.steps_per_epoch)
+        return self._pass(number)[place]
+
+    def _draw_pass(self, number: int) -> np.ndarray:
+        rng = np.random.Generator(np.random.Philox(key=[self._seed, number]))
+        out = draw_pairs(rng, self._rows, steps=self.steps_per_epoch, **self._sizes)
+        out.flags.writeable = False  # cached and handed out
+        return out
+
+
+def draw_pairs(
+    rng: np.random.Generator | np.random.RandomState,
+    rows: Sequence[Sequence[np.ndarray]],
+    *,
+    identities: int,
+    instances: int,
+    steps: int,
+) -> np.ndarray:
+    """All batches of a pass, [steps,P*K,M], from `rows`: of each identity, of each modality, the rows that have it.
+
+    For a batch, P identities without replacement; for each of these and each modality, K rows with replacement, one
+    draw after the other. With NumPy's legacy generator these are the published code's own draws.
+    """
+    out = np.empty((steps, identities, instances, len(rows[0])), np.int64)
+    for batch in out:
+        for place, identity in enumerate(rng.choice(len(rows), identities, replace=False)):
+            for column, own in enumerate(rows[identity]):
+                batch[place, :, column] = rng.choice(own, instances)
+    return out.reshape(steps, identities * instances, -1)

@@ -8,8 +8,6 @@ appears only once it is complete. `synthesized.json` keeps the arguments.
 """
 
 import argparse
-import importlib
-import pkgutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +16,6 @@ from pathlib import Path
 from input_pipeline import writers
 from input_pipeline.captures import Plan, write_json
 from jax_mmreid.batch import DataError
-
-LAYOUTS = tuple(sorted(module.name for module in pkgutil.iter_modules(writers.__path__)))
 
 
 def synthesize(
@@ -38,8 +34,7 @@ def synthesize(
     Raises ValueError for an unknown layout or an impossible number, DataError where `output` holds something.
     """
     plan = Plan(seed, num_train_ids, num_test_ids, cameras, images_per_camera, height)
-    if layout not in LAYOUTS:
-        raise ValueError(f"synthesize: no layout {layout!r}; the layouts are: {', '.join(LAYOUTS)}")
+    writer = writers.find(layout)
     _check(plan)
     output = Path(output).resolve()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -48,7 +43,7 @@ def synthesize(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".synthesize-") as holder:
         draft = Path(holder) / output.name
         draft.mkdir()
-        importlib.import_module(f"{writers.__name__}.{layout}").write(draft, plan)
+        writer.write(draft, plan)
         write_json(draft / "synthesized.json", {"layout": layout, **vars(plan)})
         if output.exists():
             output.rmdir()
@@ -73,7 +68,7 @@ def _check(plan: Plan) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad arguments, 3 the folder cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthesize", description=__doc__.splitlines()[0])
-    parser.add_argument("--layout", default="rgbnt201", help=f"one of: {', '.join(LAYOUTS)}")
+    parser.add_argument("--layout", default="rgbnt201", help=f"one of: {', '.join(writers.LAYOUTS)}")
     parser.add_argument("--output", required=True, help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_train_ids", type=int, default=96)

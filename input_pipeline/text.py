@@ -77,7 +77,7 @@ def open_tokenizer(
     folder = Path(source)
     if not folder.is_dir():
         if not hub.is_id(source):
-            raise ValueError(f"data.tokenizer={source!r} is no folder and no Hub id; {_WAYS_OUT}")
+            raise ValueError(f"data.text.tokenizer={source!r} is no folder and no Hub id; {_WAYS_OUT}")
         folder = hub.download(source, _WANTED)
     return _load(folder, context)
 
@@ -99,8 +99,8 @@ def _builtin(context: int) -> Tokenizer:
         if error.name != "instant_clip_tokenizer":
             raise
         raise ValueError(
-            "data.tokenizer='builtin': instant-clip-tokenizer is not installed (its wheels are for Python 3.11 and "
-            "3.12 on x86-64 and macOS); name a folder or a Hub id such as openai/clip-vit-base-patch16, or 'train'"
+            "data.text.tokenizer='builtin': instant-clip-tokenizer is not installed (its wheels are for Python 3.11 "
+            "and 3.12 on x86-64 and macOS); name a folder or a Hub id such as openai/clip-vit-base-patch16, or 'train'"
         ) from error
     clip = Clip()
 

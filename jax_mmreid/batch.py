@@ -8,7 +8,8 @@ Axis legend, used in every shape comment of this project:
 A batch is a plain dict, a pytree of numpy arrays on the host and of global `jax.Array`s on the devices:
 
     images   {"rgb": [B,H,W,3], "nir": ..., "tir": ...}   uint8 from the host
-    present  {"rgb": [B], ...}                             bool, the same keys as `images`
+    present  {"rgb": [B], ...}                             bool, the keys of `images`, and "text" where there is text
+    text     {"rgb": [B,L], "ir": [B,L]}                   int32 token ids of captions, by what they describe; optional
     label    [B] int32, 0..K-1                             training batches only
     pid camid view   [B] int32                             the dataset's own numbers
     index    [B] int32                                     row of the split
@@ -16,9 +17,12 @@ A batch is a plain dict, a pytree of numpy arrays on the host and of global `jax
 
 A *key* missing from `images` says that the split never has that modality; a *False* in `present` says that
 this sample lacks it. Pixels of an absent picture mean nothing and are blanked by the method that reads them.
+
+Where a training row pairs pictures of one identity (`data.pairs`), pid and label are theirs, and camid, view and index
+are of the picture of the first modality.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +44,9 @@ class Data(Protocol):
     batch_size: int  # rows of a global training batch
     steps_per_epoch: int
     fingerprint: str  # changes when the file list or the training masks change
+    text: tuple[str, ...]  # the modalities that captions of the training split describe; () without text
+    text_length: int  # L of every batch with text, 0 without
+    vocab: int  # token ids are 0..vocab-1, 0 without text
 
     def train(self, start: int, stop: int) -> Iterator[Batch]:
         """Training batches of steps start..stop-1; batch t is a pure function of (seed, t)."""
@@ -51,7 +58,10 @@ class Data(Protocol):
         """Rows of a split, padding not counted; raises ValueError for a split that does not exist."""
 
     def present(self, name: str) -> dict[str, np.ndarray]:
-        """Which pictures the rows of a split have, {modality: [N] bool}."""
+        """Which pictures the rows of a split have, {modality: [N] bool}, and "text" if it has captions."""
+
+    def draw(self, name: str, *, cameras: Sequence[int], shots: int, trial: int) -> np.ndarray:
+        """Rows [n] of a gallery drawn from a split as cross-modality protocols do it, a pure function of `trial`."""
 
     def save_masks(self, path: str) -> None:
         """Writes which training pictures are hidden, and of which file list."""
@@ -59,17 +69,23 @@ class Data(Protocol):
 
 def check(batch: Batch) -> Batch:
     """Returns `batch` unchanged if it follows the vocabulary above; raises ValueError naming the first fault."""
-    images, present = batch["images"], batch["present"]
-    if not images:
-        raise ValueError("batch: 'images' has no modality")
-    if set(images) != set(present):
-        raise ValueError(f"batch: images have {sorted(images)} but present has {sorted(present)}")
+    images, present, text = batch["images"], batch["present"], batch.get("text", {})
+    for key in ("images", "text"):
+        if key in batch and not batch[key]:
+            raise ValueError(f"batch: {key!r} has no modality")
+    named = set(images) | ({"text"} if text else set())
+    if named != set(present):
+        raise ValueError(f"batch: there are {sorted(named)} but present has {sorted(present)}")
     rows = len(batch["index"])
     for name, x in images.items():
         if x.ndim != 4 or x.shape[0] != rows or x.shape[-1] != 3:
             raise ValueError(f"batch: images[{name!r}] is {tuple(x.shape)}, expected ({rows}, H, W, 3)")
         if x.dtype != np.uint8:
             raise ValueError(f"batch: images[{name!r}] is {x.dtype}, expected uint8")
+    for name, x in text.items():
+        L = next(iter(text.values())).shape[-1]
+        if x.shape != (rows, L) or x.dtype != np.int32:
+            raise ValueError(f"batch: text[{name!r}] is {x.dtype}{tuple(x.shape)}, expected int32({rows}, {L})")
     columns = {f"present[{name!r}]": (x, np.bool_) for name, x in present.items()}
     columns |= {name: (batch[name], np.int32) for name in ("label", "pid", "camid", "view", "index") if name in batch}
     columns |= {"valid": (batch["valid"], np.bool_)} if "valid" in batch else {}

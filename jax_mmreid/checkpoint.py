@@ -30,6 +30,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path):
         self.folder = Path(workdir).absolute()
+        # Orbax sorts by number, steps ascending among equals, and takes the end: a tie goes to the later step.
         keep = AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=_watched, n=1)])
         options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_watched, best_mode="max")
         self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
@@ -57,7 +58,7 @@ class Checkpoints:
         return self.manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the highest watched number, None if none was measured."""
+        """The step with the highest watched number, of equal ones the latest; None if none was measured."""
         step = self.manager.best_step()
         return None if step is None or _watched(self.manager.metrics(step)) == -math.inf else step
 
@@ -68,6 +69,19 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """What `save` was given beside the state."""
         return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def misfits(self, step: int, target: TrainState) -> list[str]:
+        """Paths of the model's arrays that `step` and the abstract `target` do not both have in the same shape."""
+        folders = {"": self.folder / "checkpoints" / str(step) / "model"}
+        ours = _shapes(_fields(target, "model"))
+        if target.frozen:
+            folders["frozen/"] = self.folder / "frozen"
+            ours |= _shapes(target.frozen, "frozen/")
+        stored = {}
+        for prefix, folder in folders.items():
+            if folder.exists():
+                stored |= _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree, prefix)
+        return sorted(path for path in stored.keys() | ours.keys() if stored.get(path) != ours.get(path))
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The state of `step`. `target` is abstract, with shardings; without `opt_state` only the model is read."""
@@ -86,3 +100,8 @@ def _fields(state: TrainState, item: str) -> dict[str, Any]:
     """The fields of an item; Orbax cannot store what has no leaves (the memory of a method without one)."""
     fields = {name: getattr(state, name) for name in ITEMS[item]}
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+
+
+def _shapes(tree: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {prefix + jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}

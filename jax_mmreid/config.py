@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 FREE = (
     "evals",
     "eval_every",
+    "eval_from",
     "save_every",
     "log_every",
     "mesh",
@@ -56,6 +57,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
                 image_size=(256, 128),  # H, W
                 identities=8,  # P of the PxK batch
                 instances=8,  # K of the PxK batch
+                pairs=False,  # True: a training row is a picture of each modality, drawn apart, of one identity
                 eval_batch_size=128,
                 threads=2,
                 cache="",  # "memory" keeps decoded pictures
@@ -64,11 +66,17 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
                 resize=("bicubic", "bilinear"),  # Pillow's, in training and in evaluation
                 allow_missing_files=False,
                 options={},  # the dataset module's own keyword arguments
+                # Captions as token ids. tokenizer: "" for none, else see input_pipeline/text.py; vocab_size: of
+                # "train"; rephrased: how often a training caption is taken in its other words.
+                text=dict(tokenizer="", context=77, vocab_size=4096, rephrased=0.0),
             ),
             # Which training pictures are hidden: a rate per modality in the order of data.modalities.
             missing=dict(eta=(0.0, 0.0, 0.0), seed=0, mode="bernoulli", all_missing="repair", mask_file=""),
             aug=dict(flip=0.5, pad=10, erase=0.5, sync="none", mean=0.5, std=0.5),
-            init="",  # weights to start from: a folder of tools.convert, the workdir of a run, or a .safetensors file
+            # weights to start from: a folder of tools.convert, the workdir of a run or a .safetensors file; several
+            # joined by ","
+            init="",
+            requires_init=(),  # parts of the method that a run cannot start with at random
             model={},
             weights={},  # a factor for every loss term that the method returns
             # (start epoch counted from 0, method options, trainable groups), in the order of their start
@@ -80,13 +88,15 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
                 b2=0.999,
                 eps=1e-8,
                 weight_decay=1e-4,
-                schedule={},  # keyword arguments of optim.warmup_cosine
+                decay={},  # {group: weight decay} where it differs
+                schedule={},  # kind: cosine or multistep; the keyword arguments of that function of optim.py
             ),
             mesh=dict(data=-1, model=1),  # -1: all devices
             sharding=(),  # ordered (regex, axis names) over params, memory and moments; default: replicated
             evals=ConfigDict(sort_keys=False),  # results and tables keep its order
             best="full/mAP",  # the result that picks the checkpoint kept as best
             eval_every=1,  # epochs
+            eval_from=0,  # epochs done before the first evaluation
             save_every=1,  # epochs
             log_every=10,  # steps
         )
@@ -110,6 +120,19 @@ def parse_arg(arg: str, **defaults) -> ConfigDict:
         except (KeyError, ValueError):
             raise ConfigError(f"config argument {item!r}: {text!r} is not a {kind.__name__}") from None
     return ConfigDict(values)
+
+
+def take_arg(arg: str, **default: str) -> tuple[str, str]:
+    """Takes one `key=value` out of a config argument: its value (or the default) and the rest of the argument."""
+    ((key, value),) = default.items()
+    rest = []
+    for item in (arg or "").split(","):
+        name, _, text = item.partition("=")
+        if name == key:
+            value = text
+        else:
+            rest.append(item)
+    return value, ",".join(rest)
 
 
 def parse_eta(text: str, count: int = 3) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """The evaluator as a process of its own: a checkpoint's model, without its optimizer, against `config.evals`.
 
-Writes results.json and results.md (results_best.* for the best checkpoint) into the workdir.
+Writes results.json and results.md (results_best.* for the best checkpoint, results_init.* for the weights that
+`config.init` names) into the workdir.
 """
 
 import json
@@ -13,35 +14,43 @@ from pathlib import Path
 
 import jax
 
-from jax_mmreid import __version__, evaluators, experiment
+from jax_mmreid import __version__, evaluators, experiment, sharding
 from jax_mmreid.batch import Data
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, config_hash, require_same
+from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, config_hash, difference, require_same
+from jax_mmreid.experiment import Experiment
+from jax_mmreid.models import pretrained
 
 log = logging.getLogger(__name__)
 
-COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "mINP": "mINP"}
+COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
 PACKAGES = ("jax", "flax", "numpy")
+FILES = {"best": "results_best", "init": "results_init"}  # by step; "results" for any other
 
 
-def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "last") -> dict:
-    """Evaluates checkpoint `step` ("last", "best" or a number) of a workdir and returns what it writes.
+def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "last", force: bool = False) -> dict:
+    """Evaluates a checkpoint of a workdir, or with `step` "init" the weights of `config.init`; returns what it writes.
 
-    Raises ConfigError if the workdir has no such checkpoint or belongs to another config.
+    `step` is "last", "best", a number or "init", which makes the workdir if there is none. `force` evaluates a
+    checkpoint although it is of another config; the result then says what differs. Raises ConfigError if the workdir
+    has no such checkpoint or belongs to another config, DataError for weights that leave out a part of the method.
     """
     begin = time.monotonic()
     workdir = Path(workdir)
-    saved = workdir / "config.json"
-    if not saved.exists():
-        raise ConfigError(f"workdir {workdir} holds no run; train one first (the same command with --mode=train)")
-    require_same(saved, config)
+    differences = _init_differences(config, workdir) if step == "init" else _differences(config, workdir)
+    if differences and not force:
+        what, other = f"workdir {workdir}", "choose another --workdir"
+        if step == "init":
+            what, other = "config.init", "name other weights"
+        raise ConfigError(
+            f"{what} holds a run of another config: {'; '.join(differences[:3])}; {other}, or evaluate it all the same "
+            "with --force"
+        )
     exp = experiment.build(config, data)
     evaluators.check(config, data)
-    with Checkpoints(workdir) as checkpoints:
-        number = _choose(checkpoints, step)
-        state = checkpoints.restore(number, exp.abstract.replace(opt_state=None, rng=None))
-    method = exp.phase(max(number - 1, 0)).method
-    rows = evaluators.run(config, method, state.variables, data, exp.mesh)
+    number, variables = _from_init(config, exp, data) if step == "init" else _restore(exp, workdir, step, differences)
+    method = exp.phases[-1].method if step == "init" else exp.phase(max(number - 1, 0)).method
+    rows = evaluators.run(config, method, variables, data, exp.mesh)
     results = {
         "step": number,
         "which": step,
@@ -49,38 +58,51 @@ def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "l
         "versions": {"jax_mmreid": __version__} | {name: version(name) for name in PACKAGES},
         "command": shlex.join(["python", "-m", "jax_mmreid.main", *sys.argv[1:]]),
         "seconds": round(time.monotonic() - begin, 2),
+        **({"forced": differences} if differences else {}),
         "evals": rows,
     }
     table = markdown(config, results)
     if jax.process_index() == 0:
-        name = "results_best" if step == "best" else "results"
+        workdir.mkdir(parents=True, exist_ok=True)
+        name = FILES.get(step, "results")
         (workdir / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
         (workdir / f"{name}.md").write_text(table)
-    log.info("evaluated step %d in %.1fs; results in %s", number, results["seconds"], workdir)
+    log.info("evaluated %s in %.1fs; results in %s", _what(config, results), results["seconds"], workdir)
     return results
 
 
 def markdown(config: ConfigDict, results: dict) -> str:
-    """The results as a table: percent, one row per setting, and how much of the first row's score each loses."""
-    title = f"Checkpoint at step {results['step']} ({results['which']}), config {results['config_hash']}."
-    lines = [
-        title,
-        "",
-        "| setting | " + " | ".join(COLUMNS) + " | mAP drop | R-1 drop |",
-        "|---" * (len(COLUMNS) + 3) + "|",
-    ]
-    names = {name: _label(config, name) for name in results["evals"]}
-    for name, row in results["evals"].items():
-        full = results["evals"].get(f"{name.rpartition('/')[0]}/full".lstrip("/"), row)
-        drops = [(full[key] - row[key]) / full[key] if full[key] else 0.0 for key in ("mAP", "rank1")]
+    """The results as a table: percent, one row per setting, and how much of its full row's score each loses, if any."""
+    evals = results["evals"]
+    fulls = {name: evals.get(f"{name.rpartition('/')[0]}/full".lstrip("/"), row) for name, row in evals.items()}
+    losses = {"mAP drop": "mAP", "R-1 drop": "rank1"} if any(fulls[name] is not evals[name] for name in evals) else {}
+    head = ["setting", *COLUMNS, *losses]
+    what = _what(config, results)
+    lines = [f"{what[0].upper()}{what[1:]}, config {results['config_hash']}.", ""]
+    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    names = {name: _label(config, name) for name in evals}
+    for name, row in evals.items():
+        full = fulls[name]
+        drops = [(full[key] - row[key]) / full[key] if full[key] else 0.0 for key in losses.values()]
         cells = [f"{100 * row[key]:.1f}" for key in COLUMNS.values()]
         cells += ["" if full is row else f"{100 * drop:.1f} %" for drop in drops]
         lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
-    for name, row in results["evals"].items():
+    for name, row in evals.items():
         if any(row.get("skipped", {}).values()):
             counts = " and ".join(f"{count} {side} rows" for side, count in row["skipped"].items())
-            lines += ["", f"{names[name]} leaves out {counts}, which have no picture that it uses."]
+            text = any("text" in config.evals[name][side].use for side in row["skipped"])
+            lack = "no text or no picture" if text else "no picture"
+            lines += ["", f"{names[name]} leaves out {counts}, which have {lack} that it uses."]
+    if "forced" in results:
+        lines += ["", f"Forced: the weights were trained with another config: {'; '.join(results['forced'])}."]
     return "\n".join(lines) + "\n"
+
+
+def _what(config: ConfigDict, results: dict) -> str:
+    """What was evaluated, in words."""
+    if results["which"] == "init":
+        return f"weights of {config.init}"
+    return f"checkpoint at step {results['step']} ({results['which']})"
 
 
 def _label(config: ConfigDict, name: str) -> str:
@@ -89,6 +111,54 @@ def _label(config: ConfigDict, name: str) -> str:
     letters = "".join(LETTERS[m].upper() for m in config.data.modalities)
     label = {"full": letters, "mean_missing": "Mean"}.get(last, "-" + last[3:].upper() if last[:3] == "no_" else last)
     return f"{label} ({prefix})" if prefix else label
+
+
+def _differences(config: ConfigDict, workdir: Path) -> list[str]:
+    """How the config of a workdir's run differs from this one; raises ConfigError if it holds no run."""
+    saved = workdir / "config.json"
+    if not saved.exists():
+        raise ConfigError(f"workdir {workdir} holds no run; train one first (the same command with --mode=train)")
+    return difference(json.loads(saved.read_text()), config)
+
+
+def _init_differences(config: ConfigDict, workdir: Path) -> list[str]:
+    """How the runs among the places of `config.init` differ in the trial of the same dataset.
+
+    Another trial trains on what this one tests; other differences may be what an evaluation is for. Raises ConfigError
+    if there is no place or the workdir holds a run of another config.
+    """
+    if not config.init:
+        raise ConfigError("--step=init evaluates the weights of config.init, which is empty; set --config.init=PLACE")
+    if (workdir / "config.json").exists():
+        require_same(workdir / "config.json", config)
+    ours, found = config.data.to_dict(), []
+    for place in config.init.split(","):
+        saved = Path(place) / "config.json"
+        theirs = json.loads(saved.read_text())["data"] if saved.exists() else ours
+        old, new = (data["options"].get("trial") for data in (theirs, ours))
+        if theirs["name"] == ours["name"] and old != new:
+            found.append(f"{place}: data.options.trial ({old} -> {new})")
+    return found
+
+
+def _from_init(config: ConfigDict, exp: Experiment, data: Data) -> tuple[int, dict]:
+    """(0, variables with every part of the method from `config.init`)."""
+    state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
+    return 0, pretrained.start_from(state, pretrained.load(config.init), data.image_size, required=None).variables
+
+
+def _restore(exp: Experiment, workdir: Path, step: str, differences: list[str]) -> tuple[int, dict]:
+    """(step number, variables of that checkpoint); ConfigError where what differs has changed the model itself."""
+    target = exp.abstract.replace(opt_state=None, rng=None)
+    with Checkpoints(workdir) as checkpoints:
+        number = _choose(checkpoints, step)
+        misfits = checkpoints.misfits(number, target) if differences else []
+        if misfits:
+            raise ConfigError(
+                f"workdir {workdir} holds another model, which --force cannot help: {', '.join(misfits[:3])} "
+                f"({len(misfits)} in all); the configs differ in {'; '.join(differences[:3])}"
+            )
+        return number, checkpoints.restore(number, target).variables
 
 
 def _choose(checkpoints: Checkpoints, step: str) -> int:

@@ -80,9 +80,8 @@ def _phases(config: ConfigDict, data: Data, method: Method) -> tuple[Phase, ...]
     if starts[:1] != [0] or sorted(set(starts)) != starts:
         raise ConfigError(f"config.phases start at epochs {starts}; they must begin with 0 and ascend")
     options = config.optim.to_dict()
-    rules, common = options.pop("rules"), options.pop("schedule")
-    common |= dict(epochs=config.epochs, steps_per_epoch=data.steps_per_epoch)
-    schedules = {group: optim.warmup_cosine(base, **common) for group, base in options.pop("lr").items()}
+    rules, lr, common = (options.pop(name) for name in ("rules", "lr", "schedule"))
+    schedules = optim.make_schedules(lr, epochs=config.epochs, steps_per_epoch=data.steps_per_epoch, **common)
     phases = []
     for (start, changes, groups), stop in zip(config.phases, [*starts[1:], config.epochs]):
         tx = optim.make_optimizer(schedules, rules, active=frozenset(groups), **options)

@@ -24,7 +24,12 @@ MODE = flags.DEFINE_enum(
     ["train", "eval", "plan"],
     "Train and then evaluate, only evaluate, or print what the config costs (needs neither data nor workdir).",
 )
-STEP = flags.DEFINE_string("step", "last", "Which checkpoint --mode=eval takes: last, best or a step number.")
+STEP = flags.DEFINE_string(
+    "step", "last", "What --mode=eval evaluates: last, best, a step number, or init, the weights of config.init."
+)
+FORCE = flags.DEFINE_boolean(
+    "force", False, "Let --mode=eval evaluate a checkpoint of another config, whose results then say what differs."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -48,8 +53,8 @@ def main(argv: list[str]) -> int:
         data = _open(config, open_data, (jax.process_index(), jax.process_count()))
         if MODE.value == "train":
             train.train(config, WORKDIR.value, data)
-        step = STEP.value if MODE.value == "eval" else "last"
-        print(evaluate.markdown(config, evaluate.evaluate(config, WORKDIR.value, data, step)))
+        results = evaluate.evaluate(config, WORKDIR.value, data, STEP.value, FORCE.value)
+        print(evaluate.markdown(config, results))
     except ConfigError as error:
         return _fail(2, error)
     except DataError as error:
@@ -83,6 +88,8 @@ def parse(argv: list[str]) -> list[str]:
         for flag in (CONFIG,) if MODE.value == "plan" else (CONFIG, WORKDIR):
             if not flag.value:
                 raise ConfigError(f"--{flag.name} is required; see python -m jax_mmreid.main --help")
+        if MODE.value != "eval" and (STEP.value != "last" or FORCE.value):
+            raise ConfigError(f"--step and --force belong to --mode=eval, not to --mode={MODE.value}")
         CONFIG.value.to_dict()  # a file that could not be loaded says so when it is first used
         return rest
     except (flags.Error, ConfigError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:

@@ -1,12 +1,14 @@
 """Schedules, and the optimizer as ordered rules: every parameter belongs to the group of the first rule it matches.
 
 Adam with coupled L2 decay (added to the gradient before the moments, as in torch.optim.Adam), a base learning rate
-per group. A group that a phase does not train keeps its moments and its Adam count untouched: nothing decays and
-nothing moves before its time. The group "frozen" is never trained and never reaches the optimizer.
+per group, and a decay of its own where a group needs one. A group that a phase does not train keeps its moments and
+its Adam count untouched: nothing decays and nothing moves before its time. The group "frozen" is never trained and
+never reaches the optimizer.
 """
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +67,47 @@ def warmup_cosine(
     return schedule
 
 
+def warmup_multistep(
+    base: float,
+    *,
+    steps_per_epoch: int,
+    warmup: int = 10,
+    warmup_factor: float = 0.01,
+    milestones: Sequence[int] = (40, 60, 100),
+    gamma: float = 0.1,
+) -> Callable[[Array], Array]:
+    """The learning rate of step s in epoch e = s // steps_per_epoch, as the official TVI-LFM code sets it.
+
+    `base` times `gamma` for every milestone that e has reached; in the first `warmup` epochs times what rises linearly
+    from `warmup_factor` at e = 0 to 1 at e = `warmup`. The length of the run does not enter.
+    """
+    falls = np.asarray(milestones, np.int32)
+
+    def schedule(step: Array) -> Array:
+        epoch = jnp.asarray(step // steps_per_epoch)
+        done = jnp.minimum(epoch / warmup, 1.0) if warmup else 1.0
+        passed = (epoch[..., None] >= falls).sum(-1)
+        return base * (warmup_factor * (1 - done) + done) * gamma**passed
+
+    return schedule
+
+
+def make_schedules(
+    lr: dict[str, float], *, epochs: int, steps_per_epoch: int, kind: str = "cosine", **options: Any
+) -> dict[str, Callable[[Array], Array]]:
+    """The schedule of every group from its base rate; `options` are keyword arguments of the function of this kind.
+
+    Raises ConfigError for a kind that does not exist or options that are not its own.
+    """
+    kinds = {"cosine": functools.partial(warmup_cosine, epochs=epochs), "multistep": warmup_multistep}
+    if kind not in kinds:
+        raise ConfigError(f"optim.schedule.kind={kind!r}: expected one of {', '.join(kinds)}")
+    try:
+        return {group: kinds[kind](base, steps_per_epoch=steps_per_epoch, **options) for group, base in lr.items()}
+    except TypeError as error:
+        raise ConfigError(f"optim.schedule does not fit kind {kind!r}: {error}") from error
+
+
 def group_names(params: Any, rules: tuple[tuple[str, str], ...]) -> Any:
     """The group of every parameter, as a tree like `params`; raises ConfigError if a rule set leaves one out."""
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -95,18 +138,24 @@ def make_optimizer(
     b2: float,
     eps: float,
     weight_decay: float,
+    decay: dict[str, float],
 ) -> optax.GradientTransformation:
     """Adam over the groups in `schedules`, of which only `active` move; raises ConfigError for another group.
 
-    The state has the same structure whatever is active, so phases share it.
+    `decay` holds the weight decay of the groups where it is not `weight_decay`. The state has the same structure
+    whatever is active, so phases share it.
     """
-    for source, groups in (("phases train", active), ("optim.rules name", {name for _, name in rules} - {"frozen"})):
+    named = {name for _, name in rules} - {"frozen"}
+    for source, groups in (("phases train", active), ("optim.rules name", named), ("optim.decay has", decay.keys())):
         unknown = sorted(groups - schedules.keys())
         if unknown:
             raise ConfigError(f"{source} {', '.join(unknown)}, optim.lr has {', '.join(sorted(schedules))}")
-    adam = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_adam(b1, b2, eps))
     labels = lambda params: group_names(params, rules)  # noqa: E731
-    moments = {group: adam if group in active else _hold(adam) for group in schedules}
+    moments = {}
+    for group in schedules:
+        decayed = optax.add_decayed_weights(decay.get(group, weight_decay))
+        adam = optax.chain(decayed, optax.scale_by_adam(b1, b2, eps))
+        moments[group] = adam if group in active else _hold(adam)
     rates = {group: optax.scale_by_learning_rate(schedule) for group, schedule in schedules.items()}
     # Rates count every step of the run, moments only the steps of their own phase.
     return optax.chain(optax.partition(moments, labels), optax.partition(rates, labels))

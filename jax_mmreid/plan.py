@@ -43,7 +43,8 @@ class Part(NamedTuple):
 def plan(config: ConfigDict, data: Data) -> dict[str, Part]:
     """The parts by name and their "total"; of `data` only the fields are used, no row is read.
 
-    The mesh of the config plays no part, so a config for a pod can be planned anywhere. Raises ConfigError.
+    The vector is that of the first query in `config.evals`. The mesh of the config plays no part, so a config for a pod
+    can be planned anywhere. Raises ConfigError.
     """
     config = config.copy_and_resolve_references()
     config.mesh.update(data=1, model=1)
@@ -51,8 +52,10 @@ def plan(config: ConfigDict, data: Data) -> dict[str, Part]:
     method, state = exp.phases[-1].method, exp.abstract
     trained, frozen = _sizes(state.params), _sizes(state.frozen)
 
+    use = next((tuple(row.query.use) for row in config.evals.values() if "query" in row), tuple(data.modalities))
+
     def program(variables: dict, batch: Batch) -> Array:
-        return method.embed(variables, method.encode(variables, batch), tuple(data.modalities))
+        return method.embed(variables, method.encode(variables, batch), use)
 
     jaxpr = jax.make_jaxpr(program)(state.variables, _sample(data)).jaxpr
     least, most = (_by_part(multiply_adds(jaxpr, choose), method) for choose in (min, max))
@@ -135,6 +138,9 @@ def _sample(data: Data) -> Batch:
     number, flag = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1,), bool)
     image = jax.ShapeDtypeStruct((1, *data.image_size, 3), jnp.float32)
     batch = {"images": dict.fromkeys(data.modalities, image), "present": dict.fromkeys(data.modalities, flag)}
+    if data.text:
+        captions = jax.ShapeDtypeStruct((1, data.text_length), jnp.int32)
+        batch["text"], batch["present"]["text"] = dict.fromkeys(data.text, captions), flag
     return batch | dict.fromkeys(("pid", "camid", "view", "index"), number) | {"valid": flag}
 
 

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jax_mmreid import evaluators, experiment, sharding
 from jax_mmreid.batch import Batch, Data, DataError
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import ConfigDict, config_hash, require_same, to_json
+from jax_mmreid.config import ConfigDict, ConfigError, config_hash, require_same, to_json
 from jax_mmreid.experiment import Experiment, Phase
 from jax_mmreid.methods import Method
 from jax_mmreid.models import pretrained
@@ -117,7 +117,8 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
                 writer.write(step, scalars | writer.rate(step))
 
             results = {}
-            if config.evals and not stop and _due(step, config.eval_every * data.steps_per_epoch):
+            begun = step >= config.eval_from * data.steps_per_epoch
+            if config.evals and begun and not stop and _due(step, config.eval_every * data.steps_per_epoch):
                 results = evaluators.run(config, phase.method, state.variables, data, exp.mesh)
                 writer.write(step, _numbers(results))
 
@@ -138,10 +139,11 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
                 "restore the data, or choose another --workdir"
             )
         return checkpoints.restore(last, exp.abstract)
+    if config.requires_init and not config.init:
+        raise ConfigError("this stage goes on from a finished one; name its workdir: --config.init=runs/NAME")
     state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
     if config.init:
-        state = pretrained.start_from(state, pretrained.load(config.init), data.image_size)
-    checkpoints.save_frozen(state.frozen)
+        state = pretrained.start_from(state, pretrained.load(config.init), data.image_size, config.requires_init)
     normalise = jax.jit(functools.partial(augment.normalise, mean=config.aug.mean, std=config.aug.std))
 
     def prepared() -> Iterator[Batch]:
@@ -150,6 +152,7 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
             yield batch | {"images": {name: normalise(x) for name, x in batch["images"].items()}}
 
     state = exp.phases[0].method.begin(state, prepared())
+    checkpoints.save_frozen(state.frozen)
     return jax.device_put(state, jax.tree.map(lambda x: x.sharding, exp.abstract))
 
 

@@ -24,7 +24,8 @@ import pytest
 from input_pipeline import open_data
 from jax_mmreid import experiment
 from jax_mmreid.config import ConfigDict
-from jax_mmreid.recipes import miss_reid
+from jax_mmreid.recipes.miss_reid import miss_reid
+from jax_mmreid.recipes.tvi_lfm import tvi_lfm
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +56,38 @@ def tiny_config(folder, row="F", eta="0", modalities="rgb/nir/tir", **changes) -
     config.model.inversion.hidden = 10
     config.optim.lr = dict.fromkeys(config.optim.lr, 1e-3)
     config.optim.schedule.update(warmup=1, reference=1e-3)
+    config.mesh.data = 1
+    config.eval_every = 0
+    config.save_every = 1
+    config.log_every = 2
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+@pytest.fixture(scope="session")
+def drawn_sysu(tmp_path_factory):
+    """A folder of drawn pedestrians like SYSU-MM01: 10 training and 4 test identities, 6 cameras, 32x16 pixels."""
+    folder = tmp_path_factory.mktemp("data") / "drawn_sysu"
+    open_tiny(tiny_tvi_config(folder))
+    return folder
+
+
+def tiny_tvi_config(folder, stage="lfm", row="full", **changes) -> ConfigDict:
+    """TVI-LFM with every part in place and every axis small; `changes` override dotted fields."""
+    gallery = dict(split="gallery", use=("rgb",), draw=dict(cameras=(1, 2, 4, 5), shots=1))
+    protocols = {"all": dict(gallery=gallery, trials=3, junk="sysu_cameras", cmc="identity")}
+    config = tvi_lfm("synthetic", protocols, stage=stage, row=row, epochs=2, lr_visual=1e-3, lr_text=1e-3)
+    config.data.data_dir = str(folder)
+    drawn = dict(layout="sysu_mm01", seed=0, num_train_ids=10, num_test_ids=4, images_per_camera=1, height=32)
+    config.data.options.update(drawn)
+    config.data.update(image_size=(32, 16), identities=4, instances=2, eval_batch_size=16, threads=0)
+    if stage == "lfm":
+        config.data.text.update(tokenizer="train", vocab_size=520)
+    config.aug.update(pad=2)
+    config.model.image.update(blocks=(1, 1, 1, 1), width=4)
+    config.model.text.update(vocab=520, width=8, layers=1, heads=2)
+    config.optim.schedule.update(warmup=1)
     config.mesh.data = 1
     config.eval_every = 0
     config.save_every = 1

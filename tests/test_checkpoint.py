@@ -103,6 +103,22 @@ def test_a_model_is_read_without_its_optimizer(saved, tmp_path):
     assert_equal(restored, state.replace(opt_state=None, rng=None))
 
 
+def test_a_model_fits_its_own_checkpoint_and_misfits_are_named(saved, tmp_path):
+    _, _, exp, _, workdir = saved
+    target = exp.abstract.replace(opt_state=None, rng=None)
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.misfits(5, exp.abstract) == checkpoints.misfits(5, target) == []
+        params = dict(target.params)
+        del params["prompts"]
+        params["more"] = params["heads"]["rgb"]["classifier"]["kernel"]
+        found = checkpoints.misfits(5, target.replace(params=params))
+        assert found == ["params/more", "params/prompts"]
+    shutil.copytree(workdir, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "frozen")
+    with Checkpoints(tmp_path / "copy") as checkpoints:
+        assert {path.split("/")[0] for path in checkpoints.misfits(5, target)} == {"frozen"}
+
+
 def test_frozen_parameters_are_not_part_of_a_step(saved):
     _, _, exp, state, workdir = saved
     with Checkpoints(workdir) as checkpoints:
@@ -147,6 +163,20 @@ def test_the_best_may_be_the_last(tmp_path):
     save_all(tmp_path, (0.2, 0.4, 0.9))
     with Checkpoints(tmp_path) as checkpoints:
         assert (checkpoints.steps(), checkpoints.best(), checkpoints.last()) == ([9], 9, 9)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_of_equally_good_steps_the_latest_is_the_best(tmp_path, apart):
+    watched = (0.4, 0.9, 0.2, 0.9, 0.9, 0.3)  # 6, 12 and 15 are equal, and 18 is the last
+    if apart:  # a run that stops and goes on after every save
+        for step, value in zip(range(3, 100, 3), watched):
+            with Checkpoints(tmp_path) as checkpoints:
+                checkpoints.save(step, small(step), META, value)
+    else:
+        save_all(tmp_path, watched)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.steps(), checkpoints.best(), checkpoints.last()) == ([15, 18], 15, 18)
+        assert_equal(checkpoints.restore(15, jax.eval_shape(lambda: small(0))), small(15))
 
 
 def test_steps_that_were_not_measured_leave_the_best_as_it_is(tmp_path):

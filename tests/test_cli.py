@@ -98,14 +98,14 @@ def trained(pictures, tmp_path_factory):
 
 def assert_only_ours(stderr):
     for line in stderr.splitlines():
-        assert re.match(r"jax \d|training data: \d|training in |step \d+/\d+  |evaluated step ", line), line
+        assert re.match(r"jax \d|training data: \d|training in |step \d+/\d+  |evaluated checkpoint ", line), line
 
 
 def test_training_ends_with_results_in_the_order_of_the_poster(trained):
     workdir, results, done = trained
     table = (workdir / "results.md").read_text()
     assert done.stdout.strip() == table.strip()
-    assert "| setting | mAP | R-1 | R-5 | R-10 | mINP | mAP drop | R-1 drop |" in table
+    assert "| setting | mAP | R-1 | R-5 | R-10 | R-20 | mINP | mAP drop | R-1 drop |" in table
     rows = re.findall(r"^\| (\S+) \| \d+\.\d \| \d+\.\d \|", table, re.MULTILINE)
     assert rows == ["RNT", "-R", "-N", "-T", "-RN", "-RT", "-NT", "Mean"]
     config = json.loads((workdir / "config.json").read_text())
@@ -136,6 +136,25 @@ def test_a_workdir_of_another_config_names_the_field(trained, pictures, refused)
     for mode in ("train", "eval"):
         code, line = refused(*on(pictures, workdir), "--config.seed=7", f"--mode={mode}")
         assert code == 2 and str(workdir) in line and "seed (1111 -> 7)" in line
+
+
+def test_a_run_of_another_config_can_be_forced(trained, pictures, tmp_path):
+    workdir, results, _ = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    done = run(*on(pictures, tmp_path / "run"), "--config.seed=7", "--mode=eval", "--force")
+    assert done.returncode == 0, done.stderr
+    assert "another config: seed (1111 -> 7)." in done.stdout
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert again["evals"] == results["evals"] and again["forced"] == ["seed (1111 -> 7)"]
+
+
+def test_the_weights_of_a_run_are_measured_in_a_workdir_of_their_own(trained, pictures, tmp_path):
+    workdir, results, _ = trained
+    done = run(*on(pictures, tmp_path / "new"), f"--config.init={workdir}", "--mode=eval", "--step=init")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Weights of {workdir}, config ")
+    again = json.loads((tmp_path / "new" / "results_init.json").read_text())
+    assert again["evals"] == results["evals"] and not (tmp_path / "new" / "config.json").exists()
 
 
 def test_a_checkpoint_that_does_not_exist_is_told(trained, pictures, refused):
@@ -209,6 +228,9 @@ WRONG = {
     "a misspelled flag": (["--workdri=x"], "workdri"),
     "a word too many": (["again"], "unexpected argument 'again'"),
     "a workdir without a run": (["--mode=eval"], "holds no run; train one first"),
+    "no weights to evaluate": (["--mode=eval", "--step=init"], "config.init, which is empty"),
+    "force in training": (["--force"], "--step and --force belong to --mode=eval, not to --mode=train"),
+    "a step in training": (["--step=best"], "--step and --force belong to --mode=eval"),
     "an image of no whole patches": (["--config.data.image_size=(30,16)"], "30x16"),
     "heads that do not divide": (["--config.model.image.heads=3"], "image.heads"),
     "a mesh that does not fit": (["--config.mesh.data=5", "--config.mesh.model=2"], "data=5 x model=2"),

@@ -24,7 +24,7 @@ from jax_mmreid.config import (
     parse_eta,
     to_json,
 )
-from jax_mmreid.recipes import MISS_REID_ROWS
+from jax_mmreid.recipes.miss_reid import MISS_REID_ROWS
 from jax_mmreid.state import merge
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -39,6 +39,9 @@ def build(config):
         cameras=(1, 2, 3, 4),
         batch_size=64,
         steps_per_epoch=54,
+        text=tuple(config.data.modalities) if config.data.text.tokenizer else (),
+        text_length=40,
+        vocab=500,
     )
     return experiment.build(config, data, devices=jax.devices()[:1])
 

@@ -15,7 +15,7 @@ from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import ConfigError, config_hash, to_json
 from jax_mmreid.evaluators import retrieval
 
-METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10")
+METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10", "rank20")
 SIX = ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")
 
 
@@ -152,7 +152,7 @@ def test_rows_go_to_the_evaluator_of_their_kind_and_come_back_in_order(monkeypat
         ("evals.full.query.use", ("rgb", "ir"), r"evals.full uses \('rgb', 'ir'\); data.modalities are"),
         ("evals.full.gallery.use", (), r"evals.full uses \(\); data.modalities are"),
         ("evals.full.gallery.split", "gallery", "evals.full: data: no split 'gallery'; there are train, test"),
-        ("evals.full.junk", "same", "evals.full: no junk rule 'same'; there are none, same_camera, same_view"),
+        ("evals.full.junk", "same", "evals.full: junk='same', expected one of none, same_camera, same_view, sysu"),
         ("evals.mean_missing.mean_of", ("full", "no_x"), "evals.mean_missing: mean_of names 'no_x', which is no"),
         ("evals.mean_missing.mean_of", ("mean_missing",), "mean_of names 'mean_missing', which is no measured row"),
     ],
@@ -173,7 +173,7 @@ def hand_made():
     """Results whose table is easy to write down."""
 
     def row(mAP, rank1):  # noqa: N803
-        return dict(mAP=mAP, rank1=rank1, rank5=0.75, rank10=1.0, mINP=0.125, protocol="", feature="")
+        return dict(mAP=mAP, rank1=rank1, rank5=0.75, rank10=0.875, rank20=1.0, mINP=0.125, protocol="", feature="")
 
     evals = {"full": row(0.8, 0.5), "no_r": row(0.6, 0.6), "no_nt": row(0.2, 0.0), "mean_missing": row(0.4, 0.3)}
     evals |= {"zero/full": row(0.5, 0.0), "zero/no_r": row(0.25, 0.25), "rgb>tir": row(0.1, 0.2)}
@@ -183,17 +183,29 @@ def hand_made():
 def test_the_table_is_in_percent_with_what_each_row_loses_of_its_full_row():
     title, _, head, line, *rows = evaluate.markdown(tiny_config("data"), hand_made()).splitlines()
     assert title == "Checkpoint at step 27 (best), config 0123456789ab."
-    assert head == "| setting | mAP | R-1 | R-5 | R-10 | mINP | mAP drop | R-1 drop |"
+    assert head == "| setting | mAP | R-1 | R-5 | R-10 | R-20 | mINP | mAP drop | R-1 drop |"
     assert line.count("|") == head.count("|")
     assert rows == [
-        "| RNT | 80.0 | 50.0 | 75.0 | 100.0 | 12.5 |  |  |",
-        "| -R | 60.0 | 60.0 | 75.0 | 100.0 | 12.5 | 25.0 % | -20.0 % |",
-        "| -NT | 20.0 | 0.0 | 75.0 | 100.0 | 12.5 | 75.0 % | 100.0 % |",
-        "| Mean | 40.0 | 30.0 | 75.0 | 100.0 | 12.5 | 50.0 % | 40.0 % |",
-        "| RNT (zero) | 50.0 | 0.0 | 75.0 | 100.0 | 12.5 |  |  |",
-        "| -R (zero) | 25.0 | 25.0 | 75.0 | 100.0 | 12.5 | 50.0 % | 0.0 % |",  # nothing can be lost of 0
-        "| rgb>tir | 10.0 | 20.0 | 75.0 | 100.0 | 12.5 | 87.5 % | 60.0 % |",
+        "| RNT | 80.0 | 50.0 | 75.0 | 87.5 | 100.0 | 12.5 |  |  |",
+        "| -R | 60.0 | 60.0 | 75.0 | 87.5 | 100.0 | 12.5 | 25.0 % | -20.0 % |",
+        "| -NT | 20.0 | 0.0 | 75.0 | 87.5 | 100.0 | 12.5 | 75.0 % | 100.0 % |",
+        "| Mean | 40.0 | 30.0 | 75.0 | 87.5 | 100.0 | 12.5 | 50.0 % | 40.0 % |",
+        "| RNT (zero) | 50.0 | 0.0 | 75.0 | 87.5 | 100.0 | 12.5 |  |  |",
+        "| -R (zero) | 25.0 | 25.0 | 75.0 | 87.5 | 100.0 | 12.5 | 50.0 % | 0.0 % |",  # nothing can be lost of 0
+        "| rgb>tir | 10.0 | 20.0 | 75.0 | 87.5 | 100.0 | 12.5 | 87.5 % | 60.0 % |",
     ]
+
+
+def test_a_table_without_a_full_row_has_no_drops():
+    results = hand_made()
+    full = results["evals"].pop("full")
+    results["evals"] = {"all/ir": full, "all/mer": full, "indoor/mer": full}
+    title, _, head, line, *rows = evaluate.markdown(tiny_config("data"), results).splitlines()
+    assert head == "| setting | mAP | R-1 | R-5 | R-10 | R-20 | mINP |" and line.count("|") == head.count("|")
+    numbers = "80.0 | 50.0 | 75.0 | 87.5 | 100.0 | 12.5 |"
+    assert rows == [f"| {name} | {numbers}" for name in ("ir (all)", "mer (all)", "mer (indoor)")]
+    results["evals"] = {"full": full}  # which has nothing to be compared with it
+    assert "drop" not in evaluate.markdown(tiny_config("data"), results)
 
 
 @pytest.fixture(scope="module")
@@ -268,5 +280,114 @@ def test_a_workdir_of_no_run_or_of_another_is_refused(drawn, workdir, tmp_path):
     config, other = few(drawn), few(drawn, seed=7)
     with pytest.raises(ConfigError, match="holds no run; train one first"):
         evaluate.evaluate(config, tmp_path, open_tiny(config))
-    with pytest.raises(ConfigError, match=r"holds a run of another config: seed \(1111 -> 7\)"):
+    with pytest.raises(ConfigError, match=r"holds a run of another config: seed \(1111 -> 7\);.* with --force"):
         evaluate.evaluate(other, workdir, open_tiny(other))
+
+
+def test_what_is_forced_is_measured_and_says_what_differs(drawn, workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    config, other = few(drawn), few(drawn, seed=7, **{"weights.nce": 0.5})
+    data = open_tiny(config)
+    expected = evaluate.evaluate(config, tmp_path / "run", data, force=True)
+    assert "forced" not in expected and "Forced" not in (tmp_path / "run" / "results.md").read_text()
+    found = evaluate.evaluate(other, tmp_path / "run", data, force=True)
+    assert found["evals"] == expected["evals"] and found["config_hash"] == config_hash(other)
+    assert found["forced"] == ["seed (1111 -> 7)", "weights.nce (0.1 -> 0.5)"]
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
+    (line,) = [x for x in (tmp_path / "run" / "results.md").read_text().splitlines() if x.startswith("Forced")]
+    assert line.endswith("another config: seed (1111 -> 7); weights.nce (0.1 -> 0.5).")
+
+
+@pytest.mark.parametrize(
+    ("changes", "misfit"),
+    [
+        ({"model.image.width": 32}, "params/image/block_0/attention/out/bias"),
+        ({"model.image.layers": 1}, "params/image/block_1/attention/out/bias"),
+        ({"model.text.layers": 2}, "frozen/text/block_1/attention/out/bias"),
+        ({"row": "D"}, "batch_stats/heads/text_nir"),  # a part less
+    ],
+)
+def test_a_model_of_another_shape_cannot_be_forced(drawn, workdir, changes, misfit):
+    config = few(drawn, **changes)
+    with pytest.raises(ConfigError, match=f"holds another model, which --force cannot help: .*{misfit}") as error:
+        evaluate.evaluate(config, workdir, open_tiny(config), force=True)
+    assert "\n" not in str(error.value)
+
+
+def test_force_does_not_make_a_run(drawn, tmp_path):
+    config = few(drawn)
+    with pytest.raises(ConfigError, match="holds no run; train one first"):
+        evaluate.evaluate(config, tmp_path, open_tiny(config), force=True)
+
+
+def named(folder, workdir, **changes):
+    """`few`, with the workdir as the weights to start from."""
+    return few(folder, init=str(workdir), **changes)
+
+
+def test_the_weights_that_a_config_names_are_measured_without_a_run(tiny, drawn, workdir, tmp_path):
+    *_, expected = tiny
+    config = named(drawn, workdir)
+    found = evaluate.evaluate(config, tmp_path / "a" / "b", open_tiny(config), step="init")
+    # The last phase has text features, which the weights were made for.
+    for name in ("full", "no_t", "no_rt"):
+        assert found["evals"][name] == expected[name]
+    assert (found["step"], found["which"]) == (0, "init") and "forced" not in found
+    assert sorted(x.name for x in (tmp_path / "a" / "b").iterdir()) == ["results_init.json", "results_init.md"]
+    assert json.loads((tmp_path / "a" / "b" / "results_init.json").read_text()) == found
+    table = (tmp_path / "a" / "b" / "results_init.md").read_text()
+    assert table.startswith(f"Weights of {workdir}, config {config_hash(config)}.\n")
+
+
+def test_weights_that_lack_a_part_are_not_measured(drawn, workdir, tmp_path):
+    """A classifier or tower that started at random would be measured as if it were somebody's."""
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "frozen")  # the text tower
+    config = named(drawn, tmp_path / "run")
+    with pytest.raises(DataError, match="lacks text"):
+        evaluate.evaluate(config, tmp_path / "results", open_tiny(config), step="init")
+    assert not (tmp_path / "results").exists()
+
+
+def test_init_must_name_weights_and_spare_another_run(drawn, workdir, tmp_path):
+    config = few(drawn)
+    with pytest.raises(ConfigError, match="config.init, which is empty; set --config.init=PLACE"):
+        evaluate.evaluate(config, tmp_path, open_tiny(config), step="init")
+    config = named(drawn, workdir, seed=7)
+    for force in (False, True):
+        with pytest.raises(ConfigError, match="holds a run of another config: .*; choose another --workdir"):
+            evaluate.evaluate(config, workdir, open_tiny(config), step="init", force=force)
+
+
+@pytest.fixture
+def of_trial(drawn, workdir, tmp_path):
+    """A function that makes a copy of the workdir into a run on trial N of a dataset."""
+
+    def make(trial, name="synthetic"):
+        folder = shutil.copytree(workdir, tmp_path / f"{name}_{trial}")
+        saved = json.loads((folder / "config.json").read_text())
+        saved["data"]["name"], saved["data"]["options"]["trial"] = name, trial
+        saved["seed"] = 77  # which matters to nobody
+        (folder / "config.json").write_text(json.dumps(saved))
+        return folder
+
+    return make
+
+
+def test_weights_of_another_trial_have_seen_the_test_and_must_be_forced(drawn, of_trial, tmp_path):
+    config, data = few(drawn, **{"data.options.trial": 1}), open_tiny(few(drawn))
+    for other in (of_trial(1), of_trial(3, "other_data")):
+        config.init = str(other)
+        assert "forced" not in evaluate.evaluate(config, tmp_path / "a", data, step="init")
+    config.init = str(of_trial(3))
+    with pytest.raises(ConfigError, match=r"config.init holds .*synthetic_3: data.options.trial \(3 -> 1\);.*--force"):
+        evaluate.evaluate(config, tmp_path / "b", data, step="init")
+    forced = evaluate.evaluate(config, tmp_path / "b", data, step="init", force=True)["forced"]
+    assert forced == [f"{config.init}: data.options.trial (3 -> 1)"]
+    assert f"another config: {forced[0]}." in (tmp_path / "b" / "results_init.md").read_text()
+
+
+def test_each_of_several_places_is_looked_at(drawn, of_trial, tmp_path):
+    config = few(drawn, **{"data.options.trial": 1, "init": f"{of_trial(1)},{of_trial(4)}"})
+    with pytest.raises(ConfigError, match=r"synthetic_4: data.options.trial \(4 -> 1\)"):
+        evaluate.evaluate(config, tmp_path / "a", open_tiny(few(drawn)), step="init")

@@ -35,7 +35,7 @@ RANKS = {
     "jax_mmreid.tools": 7,
 }
 FOR_DATA = ("jax_mmreid.batch", "jax_mmreid.hub")  # what the data side may know of the rest; neither imports jax
-SAME_PACKAGE = ("ops", "metrics", "losses", "models", "evaluators")  # parts of one rank may use each other
+SAME_PACKAGE = ("ops", "metrics", "losses", "models", "evaluators", "recipes")  # parts of one rank may use each other
 
 
 def module_name(path: Path) -> str:

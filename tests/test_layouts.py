@@ -1,5 +1,7 @@
 """Equality: PyTorch's names -> ours -> PyTorch's names changes no bit; and what is not a layout is told apart."""
 
+import functools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from jax_mmreid.models import layouts
 
 WIDTH, LAYERS, DIM, VOCAB, CONTEXT, PATCH, GRID = 14, 3, 5, 11, 19, 2, 3
 HEADS = {"image": 2, "text": 7}
+TVI_LFM_HEADS = {"text": 8}
 
 
 def numbers(shapes, dtype=np.float32):
@@ -95,8 +98,8 @@ def transformers_clip():
 
 
 def torchvision():
-    """Names of a ResNet-50 of torchvision, its maps' widths cut to a few channels."""
-    shapes = {"conv1.weight": (3, 3, 7, 7), "fc.weight": (1000, 5), "fc.bias": (1000,)}
+    """Names of a ResNet-50 of torchvision, the trunk's widths cut to a few channels."""
+    shapes = {"conv1.weight": (64, 3, 7, 7), "fc.weight": (1000, 5), "fc.bias": (1000,)}
     norms = ["bn1"]
     for layer, blocks in enumerate((3, 4, 6, 3), start=1):
         for i in range(blocks):
@@ -110,11 +113,22 @@ def torchvision():
     return numbers(shapes)
 
 
+FIXED = (
+    "base_model.visual.rgb_model.resnet_conv.0.weight",
+    "base_model.token_embedding.weight",
+    "base_model.positional_embedding",
+    "base_model.transformer.resblocks.0.attn.in_proj_weight",
+    "base_model.text_projection",
+)
+
+
+@functools.cache
 def tvi_lfm(second_stage):
-    """Every official name, with axes of one to seven numbers."""
+    """Every official name, with axes of a few numbers but for the leaves that are of one size only."""
     shapes = golden.names_and_shapes(second_stage=second_stage)
-    widths = {512: 14, 1536: 42, 2048: 6, 49408: 7, 77: 5}
-    return numbers({name: tuple(widths.get(n, 3 if n > 8 else n) for n in shape) for name, shape in shapes.items()})
+    widths = {512: 16, 1536: 48, 2048: 6}
+    small = {name: tuple(widths.get(n, 3 if n > 8 else n) for n in shape) for name, shape in shapes.items()}
+    return numbers(small | {name: shapes[name] for name in FIXED})
 
 
 SOURCES = {
@@ -122,14 +136,21 @@ SOURCES = {
     "openai": openai,
     "openai text tower": lambda: numbers(openai_text(), np.float16),
     "torchvision": torchvision,
-    "tvi_lfm 481": lambda: tvi_lfm(second_stage=False),
-    "tvi_lfm 488": lambda: tvi_lfm(second_stage=True),
+    "tvi_lfm 481": lambda: dict(tvi_lfm(second_stage=False)),
+    "tvi_lfm 488": lambda: dict(tvi_lfm(second_stage=True)),
     "bfloat16": lambda: openai(ml_dtypes.bfloat16),
 }
 
 
 def layout_of(name):
     return "openai" if name == "bfloat16" else name.split()[0]
+
+
+def read(name, tensors=None):
+    """Our leaves of a source, or of other tensors in its layout."""
+    layout = layout_of(name)
+    tensors = SOURCES[name]() if tensors is None else tensors
+    return layouts.to_ours(tensors, layout, TVI_LFM_HEADS if layout == "tvi_lfm" else HEADS)
 
 
 def assert_same(found, expected):
@@ -141,16 +162,13 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_there_and_back_changes_no_bit(name):
-    tensors = SOURCES[name]()
-    ours = layouts.to_ours(tensors, layout_of(name), HEADS)
-    assert_same(layouts.from_ours(ours, layout_of(name)), tensors)
+    assert_same(layouts.from_ours(read(name), layout_of(name)), SOURCES[name]())
 
 
 @pytest.mark.parametrize("name", ["transformers", "openai", "torchvision", "tvi_lfm 481", "tvi_lfm 488"])
 def test_a_layout_is_known_by_its_names(name):
-    tensors = SOURCES[name]()
-    assert layouts.detect(tensors) == layout_of(name)
-    assert layouts.detect(layouts.to_ours(tensors, layout_of(name), HEADS)) == "jax_mmreid"
+    assert layouts.detect(SOURCES[name]()) == layout_of(name)
+    assert layouts.detect(read(name)) == "jax_mmreid"
 
 
 def test_the_official_checkpoints_have_481_and_488_tensors():
@@ -185,13 +203,11 @@ def test_both_stems_start_as_torchvisions():
 @pytest.mark.parametrize("name", ["transformers", "openai", "torchvision", "tvi_lfm 481", "tvi_lfm 488"])
 def test_what_is_missing_or_unknown_is_listed(name):
     tensors = SOURCES[name]()
-    needed = [
-        n for n in tensors if n in layouts.from_ours(layouts.to_ours(tensors, layout_of(name), HEADS), layout_of(name))
-    ]
-    gone = [n for n in needed if n.endswith("bias")][3]
+    written = layouts.from_ours(read(name), layout_of(name))
+    gone = [n for n in tensors if n in written and n.endswith("bias")][3]
     tensors["left.over"] = tensors.pop(gone)
     with pytest.raises(layouts.LayoutError) as caught:
-        layouts.to_ours(tensors, layout_of(name), HEADS)
+        read(name, tensors)
     assert str(caught.value) == f"not the layout {layout_of(name)!r}: missing {gone}; unknown left.over"
 
 
@@ -211,10 +227,10 @@ def test_a_mis_shaped_tensor_is_named():
 
 
 def test_a_classifier_of_training_identities_may_be_missing():
-    tensors = tvi_lfm(second_stage=True)
+    tensors = SOURCES["tvi_lfm 488"]()
     for name in ("classifier.classifier.weight", "backup_classifier.classifier.weight"):
         del tensors[name]
-    assert_same(layouts.from_ours(layouts.to_ours(tensors, "tvi_lfm", HEADS), "tvi_lfm"), tensors)
+    assert_same(layouts.from_ours(read("tvi_lfm 488", tensors), "tvi_lfm"), tensors)
 
 
 def test_what_has_no_place_in_a_layout_is_listed():
@@ -225,6 +241,36 @@ def test_what_has_no_place_in_a_layout_is_listed():
     del ours["params/image/camera_embedding"], ours["params/logit_scale"]
     with pytest.raises(layouts.LayoutError, match="'openai': missing params/logit_scale"):
         layouts.from_ours(ours, "openai")
+
+
+@pytest.mark.parametrize(
+    "name, path, shape",
+    [
+        ("torchvision", "image/rgb_stem/conv/kernel", (7, 7, 3, 16)),
+        ("tvi_lfm 481", "image/rgb_stem/conv/kernel", (7, 7, 3, 16)),
+        ("tvi_lfm 481", "text/token_embedding", (4096, 512)),
+        ("tvi_lfm 481", "text/position_embedding", (40, 512)),
+        ("tvi_lfm 481", "text/projection", (512, 1024)),
+        # Four heads would be written under the same names and shapes, and mean something else.
+        ("tvi_lfm 488", "text/block_0/attention/qkv/kernel", (512, 3, 4, 128)),
+    ],
+)
+def test_towers_of_another_size_than_a_layouts_are_refused(name, path, shape):
+    ours = read(name) | {f"params/{path}": np.zeros(shape, np.float32)}
+    with pytest.raises(layouts.LayoutError) as caught:
+        layouts.from_ours(ours, layout_of(name))
+    message = f"cannot be written in the layout {layout_of(name)!r}: mis-shaped params/{path} {shape} instead of ("
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("gone", ["image/layer1_1/", "text/block_11/"])
+def test_towers_with_other_layers_than_a_layouts_are_refused(gone):
+    ours = {path: x for path, x in read("tvi_lfm 481").items() if gone not in path}
+    with pytest.raises(layouts.LayoutError, match=f"'tvi_lfm': missing (params|batch_stats)/{gone}"):
+        layouts.from_ours(ours, "tvi_lfm")
+    deeper = read("tvi_lfm 481") | {"params/text/block_12/fc/bias": np.zeros(3)}
+    with pytest.raises(layouts.LayoutError, match="'tvi_lfm': unknown params/text/block_12/fc/bias"):
+        layouts.from_ours(deeper, "tvi_lfm")
 
 
 def test_names_of_no_layout_are_refused():

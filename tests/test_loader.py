@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import input_pipeline
-from input_pipeline import images, loader, missing, open_data
+from input_pipeline import galleries, images, loader, missing, open_data
 from input_pipeline.datasets import rgbnt201
 from input_pipeline.records import Records
 from jax_mmreid import sharding, train
@@ -221,6 +221,30 @@ def test_a_modality_missing_from_all_training_rows(tree):
     assert data.missing_rates == {"rgb": 0.0, "nir": 1.0, "tir": 0.0}
 
 
+def test_a_modality_that_a_test_split_never_has_is_no_key_of_its_batches(copy):
+    for path in (copy / "test" / "NI").iterdir():
+        path.unlink()
+    (copy / "test" / "TI" / sorted(path.name for path in (copy / "test" / "TI").iterdir())[3]).unlink()
+    hidden = MASKS | {"eta": (0.0, 0.0, 1.0)}
+    for threads in (0, 2):
+        data = opened(copy, allow_missing_files=True, missing=hidden, threads=threads)
+        for batch in data.split("test"):
+            assert set(check(batch)["images"]) == {"rgb", "tir"}
+        for batch in (*data.split("train"), *data.train(0, 2)):
+            assert set(check(batch)["images"]) == set(ALL)
+        assert set(data.present("test")) == set(ALL) and not data.present("test")["nir"].any()
+        assert data.present("test")["tir"].sum() == 12
+
+
+def test_a_gallery_is_drawn_from_a_split(tree):
+    data, records = opened(tree), rgbnt201.load(str(tree), modalities=ALL, allow_missing_files=False)
+    for trial in range(3):
+        cameras = dict(cameras=(2, 1), shots=1, trial=trial)
+        np.testing.assert_array_equal(data.draw("test", **cameras), galleries.draw(records["test"], **cameras))
+    with pytest.raises(ValueError, match="no picture of cameras .7,."):
+        data.draw("test", cameras=(7,), shots=1, trial=0)
+
+
 def test_dropped_rows_are_left_out_of_training(tree):
     data = opened(tree, missing=MASKS | {"eta": (0.7, 0.8, 0.7), "all_missing": "drop_sample"})
     kept = data.present_train.any(axis=1)
@@ -314,7 +338,7 @@ def test_what_is_cached_is_not_read_again(copy, monkeypatch):
     monkeypatch.setattr(images, "read", lambda path, *args: paths.append(path) or read(path, *args))
     want = [list(data.train(0, 20)), list(data.split("test"))]
     first = len(paths)
-    assert first <= data.present_train.sum() + 3 * 13 + 4  # a few are met by two threads at once
+    assert first <= data.present_train.sum() + 3 * 13 + 20  # some are met by two threads at once; in all they are 300
     shutil.rmtree(copy)
     for old, new in zip(want, [list(data.train(0, 20)), list(data.split("test"))], strict=True):
         for a, b in zip(old, new, strict=True):
@@ -344,6 +368,18 @@ def table(root, columns, parts=None):
         parts={name: np.array(column, np.int32) for name, column in (parts or {}).items()},
     )
     return loader.Split(records, records.has_file(), None)
+
+
+def test_a_row_that_comes_again_is_decoded_once(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, H, W, 3)).astype(np.uint8)
+    for row in range(2):
+        Image.fromarray(pixels[row]).save(tmp_path / f"{row}.png")
+    reader = loader.Reader(table(tmp_path, {"rgb": ["0.png", "1.png"]}), (H, W))
+    read, opened_files = images.read, []
+    monkeypatch.setattr(images, "read", lambda path, *args: opened_files.append(path) or read(path, *args))
+    batch = reader.batch(np.array([1, 0, 1, 1]), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(batch["images"]["rgb"], pixels[[1, 0, 1, 1]])
+    assert len(opened_files) == 2
 
 
 def test_a_strip_is_decoded_once_for_its_three_pictures(tmp_path, monkeypatch):
@@ -478,6 +514,18 @@ def test_a_row_gives_way_to_one_that_shows_the_same_modality(copy, monkeypatch, 
     assert set(pairs) == {(first, first + 2)}
 
 
+def test_a_broken_picture_that_comes_twice_gives_way_twice(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, H, W, 3)).astype(np.uint8)
+    for row in range(3):
+        Image.fromarray(pixels[row]).save(tmp_path / f"{row}.png")
+    (tmp_path / "0.png").write_bytes(b"")
+    split = dataclasses.replace(table(tmp_path, {"rgb": ["0.png", "1.png", "2.png"]}), label=np.zeros(3, np.int32))
+    reader = loader.Reader(split, (H, W), drop=True)
+    batch = check(reader.batch(np.array([0, 2, 0]), reader.training, replace=True))
+    assert batch["index"].tolist() == [1, 2, 1] and batch["present"]["rgb"].all()
+    np.testing.assert_array_equal(batch["images"]["rgb"], pixels[[1, 2, 1]])
+
+
 def test_an_identity_without_readable_pictures_is_an_error(copy, monkeypatch):
     monkeypatch.setattr(loader, "FORGIVEN", 0.5)
     spoiled(copy, 0, ALL)
@@ -596,7 +644,7 @@ def test_pictures_are_resized_as_pillow_does(tree, resize):
 
 def test_unknown_split_and_negative_start(tree):
     data = opened(tree)
-    for ask in (data.split, data.num_rows):
+    for ask in (data.split, data.num_rows, data.present, lambda name: data.draw(name, cameras=(1,), shots=1, trial=0)):
         with pytest.raises(ValueError, match="no split 'query'; there are train, test"):
             ask("query")
     with pytest.raises(ValueError, match="cannot start at step -1"):

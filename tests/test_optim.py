@@ -7,13 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tvi_lfm_golden as golden
 from conftest import open_tiny, tiny_config
 from flax import traverse_util
 
 from jax_mmreid import experiment
 from jax_mmreid.config import ConfigError
-from jax_mmreid.optim import LR_NOISE, group_names, make_optimizer, split_frozen, warmup_cosine
-from jax_mmreid.recipes import MISS_REID_ROWS
+from jax_mmreid.optim import (
+    LR_NOISE,
+    group_names,
+    make_optimizer,
+    make_schedules,
+    split_frozen,
+    warmup_cosine,
+    warmup_multistep,
+)
+from jax_mmreid.recipes.miss_reid import MISS_REID_ROWS
 from jax_mmreid.state import merge
 
 EPOCHS, STEPS = 50, 7
@@ -115,10 +124,55 @@ def test_rates_per_step_pass_through_those_per_epoch():
     np.testing.assert_allclose(per_step, per_epoch, rtol=1e-5)
 
 
+# The milestones of TVI-LFM.
+
+
+@pytest.mark.parametrize("within", [0, 1, STEPS - 1])
+def test_the_milestones_give_the_factors_of_the_official_code(within):
+    rate = jax.jit(warmup_multistep(3.5e-4, steps_per_epoch=STEPS))
+    for epoch, factor in golden.GOLDENS["units"]["lr_factor"].items():
+        assert rate(int(epoch) * STEPS + within) == pytest.approx(3.5e-4 * factor, rel=1e-6), epoch
+
+
+def test_milestones_within_the_warm_up_lower_it():
+    # 1 step an epoch: 0.2, 0.6, 1 of the warm-up, and a quarter for each of the milestones 1 and 3.
+    rate = warmup_multistep(8.0, steps_per_epoch=1, warmup=2, warmup_factor=0.2, milestones=(1, 3), gamma=0.25)
+    np.testing.assert_allclose(rate(np.arange(5)), [1.6, 1.2, 2.0, 0.5, 0.5], rtol=1e-6)
+
+
+def test_without_warm_up_milestones_start_at_the_base():
+    assert warmup_multistep(3e-3, steps_per_epoch=STEPS, warmup=0)(0) == pytest.approx(3e-3)
+
+
+def test_schedules_are_of_their_kind():
+    run = dict(epochs=EPOCHS, steps_per_epoch=STEPS)
+    steps = np.arange(STEPS * EPOCHS)
+    own = dict(warmup=3, milestones=(5, 7))
+    stepped = make_schedules(BASES, kind="multistep", **own, **run)
+    smooth = make_schedules(BASES, warmup=10, reference=3.5e-4, **run)
+    assert stepped.keys() == smooth.keys() == BASES.keys()
+    for group, base in BASES.items():
+        np.testing.assert_array_equal(
+            stepped[group](steps), warmup_multistep(base, steps_per_epoch=STEPS, **own)(steps)
+        )
+        np.testing.assert_array_equal(smooth[group](steps), schedule(base)(steps))
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ConfigError, match="kind='step': expected one of cosine, multistep"):
+        make_schedules(BASES, kind="step", epochs=EPOCHS, steps_per_epoch=STEPS)
+
+
+@pytest.mark.parametrize("kind, options", [("multistep", dict(noise=True)), ("cosine", dict(warmup=1))])
+def test_options_of_another_kind_are_refused(kind, options):
+    with pytest.raises(ConfigError, match=f"optim.schedule does not fit kind '{kind}': .* '(noise|reference)'"):
+        make_schedules(BASES, kind=kind, epochs=EPOCHS, steps_per_epoch=STEPS, **options)
+
+
 # The optimizer.
 
 RULES = (("tower/frozen/.*", "frozen"), ("tower/.*", "tower"), (".*", "new"))
-ADAM = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1)
+ADAM = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1, decay={})
 
 
 def toy(seed=0):
@@ -167,6 +221,43 @@ def test_five_steps_equal_pytorchs_adam(torch):
         np.testing.assert_allclose(x, flat[path].numpy(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.reference
+def test_a_decay_of_its_own_equals_pytorchs(torch):
+    params, decays = toy(), {"tower": 0.5, "head": 0.1}
+    flat = {path: torch.tensor(np.asarray(x)) for path, x in traverse_util.flatten_dict(params).items()}
+    groups = [
+        dict(params=[x for path, x in flat.items() if path[0] == part], weight_decay=decay)
+        for part, decay in decays.items()
+    ]
+    reference = torch.optim.Adam(groups, lr=1e-2, betas=(0.9, 0.999), eps=1e-8)
+    for seed in range(1, 4):
+        for path, gradient in traverse_util.flatten_dict(toy(seed)).items():
+            flat[path].grad = torch.tensor(np.asarray(gradient))
+        reference.step()
+    tx = toy_optimizer("tower", "new", tower=lambda step: 1e-2, decay={"tower": 0.5})
+    found, _ = run(tx, params, tx.init(params), range(1, 4))
+    for path, x in traverse_util.flatten_dict(found).items():
+        np.testing.assert_allclose(x, flat[path].numpy(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["decay of the group", "decay of all"])
+def test_what_has_no_gradient_decays_as_under_the_official_code(own):
+    unit = golden.GOLDENS["units"]["adam_zero_grad_decay"]
+    rates = dict(tower=lambda step: unit["lr"], new=lambda step: unit["lr"])
+    decay = dict(decay={"new": unit["wd"]}, weight_decay=0.0) if own else dict(weight_decay=unit["wd"])
+    tx = toy_optimizer("tower", "new", **rates, **decay)
+    params = {"words": jnp.array(unit["init"], jnp.float32), "tower": {"kernel": jnp.ones(2)}}
+    update = jax.jit(lambda params, state: tx.update(jax.tree.map(jnp.zeros_like, params), state, params))
+    state = tx.init(params)
+    for step in range(1, 101):
+        updates, state = update(params, state)
+        params = optax.apply_updates(params, updates)
+        if str(step) in unit:
+            np.testing.assert_allclose(params["words"], unit[str(step)], rtol=2e-4, atol=2e-8)
+    # In the other group, without decay, nothing moves.
+    assert bool((params["tower"]["kernel"] == 1).all()) == own
+
+
 def test_a_held_group_keeps_its_parameters_and_moments():
     params, held = toy(), toy_optimizer("tower")
     start = held.init(params)
@@ -209,7 +300,20 @@ def test_a_group_without_a_rate_is_refused():
         toy_optimizer("tower", "text", "prompts")
 
 
+@pytest.mark.parametrize("group", ["heads", "frozen"])
+def test_a_decay_of_a_group_that_is_not_trained_is_refused(group):
+    with pytest.raises(ConfigError, match=f"optim.decay has {group}, optim.lr has new, tower"):
+        toy_optimizer("tower", "new", decay={group: 0.1})
+
+
 # Rules.
+
+
+def test_rules_that_overlap_give_a_parameter_to_one_group_only():
+    rules = (("head/bias", "tower"), ("head/.*", "new"), (".*kernel", "tower"), (".*", "new"))
+    optimizer = make_optimizer(dict.fromkeys(("tower", "new"), lambda step: 1e-2), rules, active=frozenset(), **ADAM)
+    held = {group: paths(moments(optimizer.init(toy()), group).mu) for group in ("tower", "new")}
+    assert held == {"tower": {"head/bias", "tower/kernel"}, "new": {"head/kernel"}}
 
 
 def test_the_first_matching_rule_wins():
@@ -303,6 +407,36 @@ def test_the_optimizer_state_holds_no_text_tower(drawn):
 def test_a_phase_that_trains_an_unknown_group_is_refused(drawn):
     with pytest.raises(ConfigError, match="phases train towers, optim.lr has"):
         build(tiny_config(drawn, row="A", phases=((0, {}, ("towers", "new")),)))
+
+
+def test_the_decay_of_a_group_reaches_its_parameters_only(drawn):
+    """Without a gradient a parameter moves by its decay alone."""
+    exp = build(tiny_config(drawn, row="A", **{"optim.weight_decay": 0.0, "optim.decay.new": 0.1}))
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), exp.abstract.params)
+    tx = exp.phases[0].tx
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    moved = {path for path, x in leaves(updates) if (x != 0).any()}
+    assert moved == {path for path in paths(params) if miss_reid_group(path) == "new"} != set()
+
+
+def test_a_schedule_of_another_kind_reaches_the_run(drawn):
+    schedule = dict(kind="multistep", warmup=0, milestones=(1, 2), gamma=0.5)
+    config = tiny_config(drawn, row="A")
+    config.optim.unlock().schedule = schedule
+    exp, steps = build(config), open_tiny(config).steps_per_epoch
+    params = {"classifier": jnp.zeros(1)}
+    tx, gradient = exp.phases[0].tx, {"classifier": jnp.ones(1)}
+    state, sizes = tx.init(params), []
+    for _ in range(3 * steps):
+        updates, state = tx.update(gradient, state, params)
+        sizes.append(-updates["classifier"][0])
+    # Under a constant gradient every step of Adam is as long as its rate.
+    np.testing.assert_allclose(sizes, 1e-3 * np.repeat([1, 0.5, 0.25], steps), rtol=1e-4)
+
+
+def test_a_schedule_of_no_kind_is_refused(drawn):
+    with pytest.raises(ConfigError, match="kind='linear': expected one of cosine, multistep"):
+        build(tiny_config(drawn, row="A", **{"optim.schedule.kind": "linear"}))
 
 
 @pytest.mark.parametrize("starts", [(), (1,), (0, 2, 1), (0, 1, 1)])

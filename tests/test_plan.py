@@ -22,7 +22,7 @@ from jax_mmreid.models import complexity
 from jax_mmreid.models.clip import ImageTower, TextTower
 from jax_mmreid.models.language import Inversion
 from jax_mmreid.models.structure import StructureQueries
-from jax_mmreid.recipes import MISS_REID_ROWS
+from jax_mmreid.recipes.miss_reid import MISS_REID_ROWS
 
 ROOT = Path(__file__).parent.parent
 IMAGE = 11_389_519_872  # products of one picture through ViT-B/16 at 256x128, every token projected
@@ -313,13 +313,34 @@ def test_parts_are_named_after_the_fields_of_the_method(monkeypatch):
 def test_a_described_dataset_is_the_opened_one(drawn):
     config = tiny_config(drawn)
     opened, described = open_tiny(config), describe(**config.data.to_dict())
-    for field in ("modalities", "image_size", "cameras", "batch_size"):
+    for field in ("modalities", "image_size", "cameras", "batch_size", "text", "text_length", "vocab"):
         assert getattr(described, field) == getattr(opened, field)
     assert len(described.pids) == len(opened.pids)
     assert described.num_rows("train") == opened.num_rows("train")
     assert plan.plan(config, described) == plan.plan(config, opened)
     with pytest.raises(ValueError, match="no split 'test'"):
         described.num_rows("test")
+
+
+def test_a_described_dataset_of_pairs_and_captions(tmp_path):
+    drawing = dict(layout="sysu_mm01", seed=0, num_train_ids=5, num_test_ids=2, images_per_camera=1, height=32)
+    config = tiny_config(tmp_path / "drawn", modalities="rgb/ir")
+    config.data.update(pairs=True)
+    config.data.options = drawing
+    config.data.text.update(tokenizer="train", context=60, vocab_size=600)
+    described = describe(**config.data.to_dict())
+    assert list(tmp_path.iterdir()) == []
+    opened = open_tiny(config)
+    for field in ("modalities", "image_size", "cameras", "batch_size", "text"):
+        assert getattr(described, field) == getattr(opened, field)
+    assert len(described.pids) == len(opened.pids) and described.num_rows("train") == opened.num_rows("train")
+    assert described.text_length == 60 >= opened.text_length and described.vocab == 600 >= opened.vocab
+    for tokenizer in ("builtin", "openai/clip-vit-base-patch16"):
+        config.data.text.tokenizer = tokenizer
+        assert describe(**config.data.to_dict()).vocab == 49408
+    config.data.text.rephrased = 2.0
+    with pytest.raises(ValueError, match="data.text.rephrased=2.0"):
+        describe(**config.data.to_dict())
 
 
 @pytest.mark.parametrize("name", sorted(module.name for module in pkgutil.iter_modules(datasets.__path__)))

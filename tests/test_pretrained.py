@@ -324,6 +324,16 @@ def test_weights_of_another_architecture_are_refused(drawn):
     refuse(drawn, {"params/pool/p": np.zeros(1)}, "^init: it has pool, the method heads, image, .*: nothing in common")
 
 
+@pytest.mark.parametrize("part", ["text", "image and text"])
+def test_a_joint_space_of_another_width_is_refused(drawn, part):
+    """CLIP's text is compared with pictures in the space that both were trained for, so nothing is stretched."""
+    weights = layouts.to_ours(openai(), "openai", HEADS)
+    weights["params/text/projection"] = weights["params/text/projection"][:, 1:]
+    if part == "text":
+        weights = {path: x for path, x in weights.items() if "/image/" not in path}
+    refuse(drawn, weights, r"^init: mis-shaped params/text/projection \(14, 4\) instead of \(14, 5\)$")
+
+
 def test_a_position_table_that_is_no_square_is_refused(drawn):
     weights = layouts.to_ours(openai(), "openai", HEADS)
     weights["params/image/position_embedding"] = np.zeros((8, WIDTH))

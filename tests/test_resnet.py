@@ -10,17 +10,18 @@ from flax import traverse_util
 from parity import close, init, normal, randomized, shapes, stds, to_torch
 
 from jax_mmreid.models.heads import GeM
-from jax_mmreid.models.resnet import Bottleneck, ResNet50, Stem
+from jax_mmreid.models.resnet import Bottleneck, ResNet, Stem
 
-BLOCKS = {1: 3, 2: 4, 3: 6, 4: 3}
+BLOCKS = (3, 4, 6, 3)
 IMAGES = {"rgb": normal(1, 5, 64, 32, 3), "ir": normal(2, 3, 64, 32, 3)}
 STANDARD = dict(stem_relu=True, last_stride=2)  # the classifier of He et al.
+SMALL = dict(blocks=(1, 2, 3, 1), width=11)
 
 
 @functools.cache
-def random_variables():
+def random_variables(**sizes):
     """Weights under which a signal keeps its size, with no scale 1, no bias 0 and no statistics at rest."""
-    model = jax.eval_shape(lambda: ResNet50().init(jax.random.PRNGKey(0), IMAGES, train=False))
+    model = jax.eval_shape(lambda: ResNet(**sizes).init(jax.random.PRNGKey(0), IMAGES, train=False))
     flat = traverse_util.flatten_dict(model)
     drawn = {path: normal([3, i], *x.shape) for i, (path, x) in enumerate(flat.items())}
     for path, z in drawn.items():
@@ -52,11 +53,15 @@ def settled(variables):
 
 @functools.partial(jax.jit, static_argnames="options")
 def _evaluate(variables, images, options):
-    return ResNet50(**dict(options)).apply(variables, images, train=False)
+    return ResNet(**dict(options)).apply(variables, images, train=False)
+
+
+def sizes(options):
+    return {name: options[name] for name in SMALL if name in options}
 
 
 def evaluate(images, **options):
-    return _evaluate(random_variables(), images, tuple(options.items()))
+    return _evaluate(random_variables(**sizes(options)), images, tuple(options.items()))
 
 
 WEIGHTS = normal(4, 8, 4, 2, 2048)
@@ -67,7 +72,7 @@ def train(variables, images):
     """(gradients of a weighted sum of the map, (map, new statistics))."""
 
     def scalar(params):
-        x, updated = ResNet50().apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        x, updated = ResNet().apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
         return (x * WEIGHTS).sum(), (x, updated["batch_stats"])
 
     return jax.grad(scalar, has_aux=True)(variables["params"])
@@ -76,8 +81,8 @@ def train(variables, images):
 # Against PyTorch.
 
 
-def torch_resnet(torch, tensors, images, *, train, stem_relu=False, last_stride=1):
-    """The map [B,2048,h,w] of the same network in PyTorch's functions; writes running statistics when `train`."""
+def torch_resnet(torch, tensors, images, *, train, stem_relu=False, last_stride=1, blocks=BLOCKS, width=64):
+    """The map [B,32*width,h,w] of the same network in PyTorch's functions; writes running statistics when `train`."""
     F = torch.nn.functional  # noqa: N806
 
     def conv(x, name, stride=1, padding=0):
@@ -93,8 +98,9 @@ def torch_resnet(torch, tensors, images, *, train, stem_relu=False, last_stride=
         x = bn(conv(x, f"{name}_stem.conv", stride=2, padding=3), f"{name}_stem.bn")
         parts.append(F.max_pool2d(F.relu(x) if stem_relu else x, 3, stride=2, padding=1))
     x = torch.cat(parts)
-    for layer, blocks in BLOCKS.items():
-        for i in range(blocks):
+    assert x.shape[1] == width
+    for layer, count in enumerate(blocks, start=1):
+        for i in range(count):
             name, stride = f"layer{layer}_{i}", 1
             shortcut = x
             if i == 0:
@@ -118,10 +124,11 @@ def relative(a, b):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("options", [{}, STANDARD], ids=["tvi_lfm", "standard"])
+@pytest.mark.parametrize("options", [{}, STANDARD, SMALL], ids=["tvi_lfm", "standard", "small"])
 def test_the_map_equals_pytorch_in_evaluation(torch, options):
+    tensors = torch_tensors(torch, random_variables(**sizes(options)))
     with torch.no_grad():
-        expected = torch_resnet(torch, torch_tensors(torch, random_variables()), IMAGES, train=False, **options)
+        expected = torch_resnet(torch, tensors, IMAGES, train=False, **options)
     expected = expected.permute(0, 2, 3, 1)
     found = evaluate(IMAGES, **options)
     assert found.shape == expected.shape
@@ -150,7 +157,7 @@ def test_map_statistics_and_gradients_equal_pytorch_in_training(torch, change, t
 
 
 def stem(relu, bias=None):
-    module, x = Stem(relu), normal(0, 3, 22, 14, 3)
+    module, x = Stem(relu=relu), normal(0, 3, 22, 14, 3)
     params = randomized(shapes(module, x, train=False))
     if bias is not None:
         params["bn"]["bias"] = jnp.full(64, bias)
@@ -184,16 +191,16 @@ def test_a_joint_pass_equals_one_pass_for_each_modality_in_the_order_of_the_stem
 
 def test_other_modalities_get_stems_of_their_own():
     names = ("nir", "rgb", "tir")
-    params = shapes(ResNet50(names), dict.fromkeys(names, IMAGES["ir"]), train=False)
+    params = shapes(ResNet(names), dict.fromkeys(names, IMAGES["ir"]), train=False)
     assert {name for name in params if name.endswith("stem")} == {f"{name}_stem" for name in names}
 
 
 def test_images_without_a_stem_are_refused():
     for images in ({}, {"nir": IMAGES["ir"]}, IMAGES | {"nir": IMAGES["ir"]}):
         with pytest.raises(ValueError, match="stems are for .'rgb', 'ir'"):
-            jax.eval_shape(lambda images: ResNet50().apply(random_variables(), images, train=False), images)
+            jax.eval_shape(lambda images: ResNet().apply(random_variables(), images, train=False), images)
     with pytest.raises(ValueError, match="initialisation needs all"):
-        shapes(ResNet50(), {"rgb": IMAGES["rgb"]}, train=False)
+        shapes(ResNet(), {"rgb": IMAGES["rgb"]}, train=False)
 
 
 # Shapes and starting values.
@@ -205,9 +212,24 @@ def test_images_without_a_stem_are_refused():
 )
 def test_the_map_has_the_published_size(size, last_stride, expected):
     images = {"rgb": jnp.zeros((2, *size, 3)), "ir": jnp.zeros((3, *size, 3))}
-    model = ResNet50(last_stride=last_stride)
+    model = ResNet(last_stride=last_stride)
     found = jax.eval_shape(lambda images: model.apply(random_variables(), images, train=False), images)
     assert found.shape == (5, *expected, 2048)
+
+
+@pytest.mark.parametrize("width", [2, 16])
+def test_a_small_one_has_32_features_for_every_unit_of_width(width):
+    found = shapes(ResNet(blocks=(1, 1, 1, 1), width=width), IMAGES, train=False)
+    assert {name for name in found if name.startswith("layer")} == {f"layer{k}_0" for k in (1, 2, 3, 4)}
+    assert found["ir_stem"]["conv"]["kernel"].shape == (7, 7, 3, width)
+    assert found["layer1_0"]["conv2"]["kernel"].shape == (3, 3, width, width)
+    assert found["layer4_0"]["conv3"]["kernel"].shape == (1, 1, 8 * width, 32 * width)
+
+
+@pytest.mark.parametrize("blocks", [(1, 1, 1), (1, 1, 1, 1, 1), (1, 0, 1, 1), ()])
+def test_another_number_of_layers_is_refused(blocks):
+    with pytest.raises(ValueError, match="a ResNet has 4 layers of at least one each"):
+        shapes(ResNet(blocks=blocks), IMAGES, train=False)
 
 
 def count(tree):
@@ -215,7 +237,7 @@ def count(tree):
 
 
 def test_the_parameters_are_counted_to_the_unit():
-    params = dict(shapes(ResNet50(), IMAGES, train=False))
+    params = dict(shapes(ResNet(), IMAGES, train=False))
     pooling = shapes(GeM(), jnp.zeros((1, 2, 2, 2048)))
     assert count([params, pooling]) == 23_517_569
     assert count(params.pop("rgb_stem")) == count(params.pop("ir_stem")) == 9_536
@@ -224,7 +246,7 @@ def test_the_parameters_are_counted_to_the_unit():
 
 def test_the_tree_is_the_one_that_imported_weights_fill():
     layers = {f"{name}_stem/{part}" for name in ("rgb", "ir") for part in ("conv", "bn")}
-    for layer, blocks in BLOCKS.items():
+    for layer, blocks in enumerate(BLOCKS, start=1):
         layers |= {f"layer{layer}_{i}/{part}{k}" for i in range(blocks) for part in ("conv", "bn") for k in (1, 2, 3)}
         layers |= {f"layer{layer}_0/downsample_{part}" for part in ("conv", "bn")}
     convs = {path for path in layers if "conv" in path}
@@ -255,7 +277,7 @@ def test_weights_start_as_he_normal_by_fan_out():
 def test_bfloat16_stays_near_float32_and_statistics_stay_float32():
     @jax.jit
     def forward(variables, images):
-        return ResNet50(dtype=jnp.bfloat16).apply(variables, images, train=True, mutable=["batch_stats"])
+        return ResNet(dtype=jnp.bfloat16).apply(variables, images, train=True, mutable=["batch_stats"])
 
     found, updated = forward(random_variables(), IMAGES)
     _, (expected, stats) = train(random_variables(), IMAGES)

@@ -5,12 +5,16 @@ tvi_lfm_goldens.json holds what the code computed from them on a CPU in float32:
 in PyTorch's axis order, its sum and its L2 norm.
 """
 
+import functools
 import json
 import re
 import zlib
 from pathlib import Path
 
 import numpy as np
+from flax import traverse_util
+
+from jax_mmreid.models import layout_entries
 
 GOLDENS = json.loads((Path(__file__).parent / "tvi_lfm_goldens.json").read_text())
 CLASSES = 395  # SYSU-MM01
@@ -96,6 +100,22 @@ def draw(name, shape):
 
 def state_dict(second_stage=False):
     return {name: draw(name, shape) for name, shape in names_and_shapes(second_stage=second_stage).items()}
+
+
+@functools.cache
+def _entries():
+    sizes = layout_entries.Sizes(image_layers=0, text_layers=12, image_heads=0, text_heads=8, backup=True)
+    return {name: entry for entry in layout_entries.entries("tvi_lfm", sizes) for name in entry.names}
+
+
+def official(tree, name):
+    """The tensor that the official code calls `name`, in its axis order, of our {"params": ..., "batch_stats": ...}.
+
+    The tree needs to hold that leaf alone, so {"params": gradients} will do.
+    """
+    entry = _entries()[name]
+    leaf = traverse_util.flatten_dict(tree, sep="/")[entry.path]
+    return entry.write(np.asarray(leaf))[entry.names.index(name)]
 
 
 def images(view):

@@ -11,6 +11,9 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from types import ModuleType
+
+GIVEN = ("data_dir", "modalities", "allow_missing_files")  # what every `load` takes
 
 
 def names() -> list[str]:
@@ -23,11 +26,20 @@ def find(name: str, function: str, options: dict, **given: object) -> Callable:
 
     Raises ValueError for a dataset that does not exist and for options that it does not have.
     """
-    if name not in names():
-        raise ValueError(f"data.name: no dataset {name!r}; there are {', '.join(names())}")
-    found = getattr(importlib.import_module(f"{__name__}.{name}"), function)
+    found = getattr(_module(name), function)
     try:
         inspect.signature(found).bind(**given, **options)
     except TypeError as error:
         raise ValueError(f"data.options of {name}: {error}") from None
     return functools.partial(found, **given, **options)
+
+
+def options(name: str) -> list[str]:
+    """The keyword arguments that dataset `name` has beside those that all have; raises as `find`."""
+    return [key for key in inspect.signature(_module(name).load).parameters if key not in GIVEN]
+
+
+def _module(name: str) -> ModuleType:
+    if name not in names():
+        raise ValueError(f"data.name: no dataset {name!r}; there are {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")

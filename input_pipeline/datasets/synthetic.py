@@ -1,29 +1,34 @@
-"""Procedural multi-spectral data in the layout of RGBNT201, made on first use: a run that needs no download."""
+"""Procedural multi-spectral data in the layout of a published dataset, drawn on first use: a run without a download."""
 
 import inspect
 import json
 import os
 from collections.abc import Sequence
 
-from input_pipeline.datasets import rgbnt201
+from input_pipeline import datasets, writers
+from input_pipeline.captures import Plan
 from input_pipeline.records import Counts, Records
 from input_pipeline.synthesize import synthesize
 from jax_mmreid.batch import DataError
 
-LAYOUT = "rgbnt201"
 MADE = "synthesized.json"  # the arguments that the data were made with
 
 
-def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool, **options) -> dict[str, Records]:
-    """Splits "train" and "test" of the data in `data_dir`, which `input_pipeline.synthesize` writes if there is none.
+def load(
+    data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool, layout: str = "rgbnt201", **options
+) -> dict[str, Records]:
+    """The splits of dataset `layout` from the data in `data_dir`, which `synthesize` draws if there are none.
 
-    `options` are arguments of `synthesize`: seed, num_train_ids, num_test_ids, cameras, images_per_camera, height.
-    Raises DataError when the folder holds something else, or data that was made with other options.
+    `options` are arguments of `input_pipeline.synthesize` (seed, num_train_ids, num_test_ids, cameras,
+    images_per_camera, height) and those that `layout` has as a dataset, which reads what was drawn. Raises ValueError
+    for any other, DataError when the folder holds something else, or data that were drawn with other options.
     """
+    drawing, reading = _tell_apart(layout, options)
+    given = dict(data_dir=data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
+    read = datasets.find(layout, "load", reading, **given)
     if not data_dir:
         raise DataError("synthetic: data.data_dir is empty; name a folder to write the pictures to")
-    asked = {"layout": LAYOUT, **options}
-    _bind(asked)
+    asked = {"layout": layout, **drawing}
     if not os.path.isdir(data_dir) or not os.listdir(data_dir):
         try:
             synthesize(data_dir, **asked)
@@ -31,26 +36,37 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool,
             if not os.path.exists(os.path.join(data_dir, MADE)):  # else another process of this run was faster
                 raise
     _check_same(data_dir, asked)
-    return rgbnt201.load(data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
+    return read()
 
 
-def counts(data_dir: str, *, modalities: Sequence[str], **options) -> dict[str, Counts]:
-    """What `synthesize` draws with these options. Raises ValueError for an option or modality that it lacks."""
-    rgbnt201.counts(data_dir, modalities=modalities)
-    asked = _bind({"layout": LAYOUT, **options})
-    cameras = tuple(range(1, asked["cameras"] + 1))
-    identities = {"train": asked["num_train_ids"], "test": asked["num_test_ids"]}
-    return {split: Counts(n, cameras, n * len(cameras) * asked["images_per_camera"]) for split, n in identities.items()}
+def counts(data_dir: str, *, modalities: Sequence[str], layout: str = "rgbnt201", **options) -> dict[str, Counts]:
+    """What `load` draws and reads with these options. Raises ValueError for an option or modality that there is not."""
+    drawing, reading = _tell_apart(layout, options)
+    published = datasets.find(layout, "counts", reading, data_dir=data_dir, modalities=modalities)()
+    defaults = {key: inspect.signature(synthesize).parameters[key].default for key in Plan.__dataclass_fields__}
+    rows = [row for row in writers.find(layout).rows(Plan(**defaults | drawing)) if {*row.modalities} & {*modalities}]
+    counted = {}
+    for split in dict.fromkeys(row.split for row in rows):
+        places = [(row.pid, row.camid) for row in rows if row.split == split]
+        pids, cameras = map(set, zip(*places))
+        cameras = {0} if published[split].cameras == (0,) else cameras  # a source that does not tell them
+        counted[split] = Counts(len(pids), tuple(sorted(cameras)), len(places))
+    return counted
 
 
-def _bind(asked: dict) -> dict:
-    """All arguments of `synthesize`, the defaults included; ValueError for one that it does not have."""
-    try:
-        bound = inspect.signature(synthesize).bind("", **asked)
-    except TypeError as error:
-        raise ValueError(f"data.options of synthetic: {error}") from None
-    bound.apply_defaults()
-    return bound.arguments
+def _tell_apart(layout: str, options: dict) -> tuple[dict, dict]:
+    """The options that say what to draw, and those that say how to read it."""
+    if layout not in writers.LAYOUTS:
+        raise ValueError(f"data.options.layout={layout!r}: synthetic draws {', '.join(writers.LAYOUTS)}")
+    drawing = [key for key in inspect.signature(synthesize).parameters if key not in ("output", "layout")]
+    reading = datasets.options(layout)
+    for key in options:
+        if key not in drawing + reading:
+            raise ValueError(
+                f"data.options of synthetic: no option {key!r} for layout {layout!r}; "
+                f"there are {', '.join(['layout', *drawing, *reading])}"
+            )
+    return tuple({key: value for key, value in options.items() if key in names} for names in (drawing, reading))
 
 
 def _check_same(data_dir: str, asked: dict) -> None:

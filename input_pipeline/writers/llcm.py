@@ -1,11 +1,12 @@
 """The layout of LLCM: `{vis,nir}/PPPP/NAME.jpg` to train, `test_{vis,nir}/camC/PPPP/NAME.jpg`, `idx/`, `Text/`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from input_pipeline.captures import Captions, Capture, Plan, captures, save_jpeg
+from input_pipeline.captures import Captions, Capture, Plan, Row, captures, moments, save_jpeg
 from input_pipeline.datasets.llcm import CAMERAS, FOLDERS
 
-SPECTRA = {"rgb": "rgb", "nir": "ir"}
+SPECTRA = {"rgb": "rgb", "ir": "nir"}
 
 
 def write(root: Path, plan: Plan) -> None:
@@ -33,13 +34,26 @@ def write(root: Path, plan: Plan) -> None:
     captions.write(root / "Text")
 
 
+def rows(plan: Plan) -> Iterator[Row]:
+    """The rows that are read from what `write` draws."""
+    for pids, splits in ((plan.train_pids, {}), (plan.test_pids, {"rgb": "gallery", "ir": "query"})):
+        for pid, camid, _ in moments(plan, pids):
+            for m in _modalities(pid, camid, plan):
+                yield Row(splits.get(m, "train"), (m,), pid, camid)
+
+
+def _modalities(pid: int, camid: int, plan: Plan) -> list[str]:
+    """What a camera shows of a person."""
+    if pid % 3 == 0 and camid == plan.cameras > 1:
+        return []
+    return [m for m, cameras in CAMERAS.items() if camid in cameras]
+
+
 def _shown(capture: Capture, plan: Plan) -> list[tuple[str, str, str]]:
     """(folder, file name, spectrum) of the pictures that this moment leaves."""
-    if capture.pid % 3 == 0 and capture.camid == plan.cameras > 1:
-        return []
     stem = f"{capture.pid:04d}_c{capture.camid:02d}_s000000_f{capture.image:04d}"
-    folders = {spectrum: FOLDERS[m] for spectrum, m in SPECTRA.items() if capture.camid in CAMERAS[m]}
-    return [(folder, f"{stem}_{folder}.jpg", spectrum) for spectrum, folder in folders.items()]
+    shown = _modalities(capture.pid, capture.camid, plan)
+    return [(FOLDERS[m], f"{stem}_{FOLDERS[m]}.jpg", SPECTRA[m]) for m in shown]
 
 
 def _save(path: Path, capture: Capture, spectrum: str) -> None:

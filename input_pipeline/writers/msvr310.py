@@ -5,12 +5,13 @@ of its own; images take the views 0 to 7 in turn. The first image of every scene
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from input_pipeline.captures import Plan, captures, save_jpeg
+from input_pipeline.captures import Plan, Row, captures, moments, save_jpeg
 
 VIEWS = 8
 
@@ -31,3 +32,11 @@ def write(root: Path, plan: Plan) -> None:
                     copy = root / "query3" / path.relative_to(root / split)
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, copy)
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """The rows that are read from what `write` draws; a camera of the dataset is a view."""
+    for split, pids in (("train", plan.train_pids), ("query", plan.test_pids), ("gallery", plan.test_pids)):
+        for pid, _, image in moments(plan, pids):
+            if split != "query" or image == 0:
+                yield Row(split, ("rgb", "nir", "tir"), pid, image % VIEWS)

@@ -1,12 +1,14 @@
 """The layout of RegDB: `{Visible,Thermal}/P/NAME_P.bmp`, ten lists of halves under `idx/`, captions under `Text/`."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from input_pipeline.captures import Captions, Plan, captures
+from input_pipeline.captures import Captions, Plan, Row, captures, moments
+from input_pipeline.datasets.regdb import CAMERAS
 
 IMAGES = 10  # of each person in each spectrum, as in RegDB
 TRIALS = 10
@@ -21,7 +23,7 @@ def write(root: Path, plan: Plan) -> None:
     captions = Captions("datasets/regdb/")
     paths = {}  # (spectrum, pid) -> paths
     pids = sorted([*plan.train_pids, *plan.test_pids])
-    for capture in captures(dataclasses.replace(plan, cameras=1, images_per_camera=IMAGES), pids):
+    for capture in captures(_as_regdb(plan), pids):
         for spectrum, (folder, letter) in SPECTRA.items():
             path = f"{folder}/{capture.pid}/person_{letter}_{capture.image:05d}_{capture.pid}.bmp"
             (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -38,3 +40,15 @@ def write(root: Path, plan: Plan) -> None:
                 lines = [f"{path} {label}\n" for label, person in enumerate(persons) for path in person]
                 (root / "idx" / f"{half}_{folder.lower()}_{trial}.txt").write_text("".join(lines))
     captions.write(root / "Text")
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """The rows that are read from what `write` draws, in every trial as many though not of the same persons."""
+    for pids, splits in ((plan.train_pids, {}), (plan.test_pids, {"rgb": "gallery", "ir": "query"})):
+        for pid, _, _ in moments(_as_regdb(plan), pids):
+            for m, camid in CAMERAS.items():
+                yield Row(splits.get(m, "train"), (m,), pid, camid)
+
+
+def _as_regdb(plan: Plan) -> Plan:
+    return dataclasses.replace(plan, cameras=1, images_per_camera=IMAGES)

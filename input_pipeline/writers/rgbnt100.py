@@ -4,12 +4,13 @@ Pedestrians stand in for vehicles, stretched to their shape. The first picture o
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from input_pipeline.captures import Capture, Plan, captures, save_jpeg
+from input_pipeline.captures import Capture, Plan, Row, captures, moments, save_jpeg
 
 SIZE = (256, 128)  # width, height of a picture
 
@@ -25,6 +26,14 @@ def write(root: Path, plan: Plan) -> None:
             save_jpeg(folder / name, _strip(capture))
             if folder == gallery and capture.image == 0:
                 shutil.copyfile(gallery / name, query / name)
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """The rows that are read from what `write` draws."""
+    for split, pids in (("train", plan.train_pids), ("query", plan.test_pids), ("gallery", plan.test_pids)):
+        for pid, camid, image in moments(plan, pids):
+            if split != "query" or image == 0:
+                yield Row(split, ("rgb", "nir", "tir"), pid, camid)
 
 
 def _strip(capture: Capture) -> np.ndarray:

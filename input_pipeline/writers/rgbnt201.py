@@ -1,8 +1,9 @@
 """The layout of RGBNT201: `{train_171,test}/{RGB,NI,TI}/PPPPPP_camC_S_II.jpg`, and captions under `Text/`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from input_pipeline.captures import Captions, Plan, captures, save_jpeg
+from input_pipeline.captures import Captions, Plan, Row, captures, moments, save_jpeg
 
 
 def write(root: Path, plan: Plan) -> None:
@@ -19,3 +20,10 @@ def write(root: Path, plan: Plan) -> None:
                 save_jpeg(root / path, capture.pictures[spectrum])
                 captions.add(path, capture, spectrum)
     captions.write(root / "Text")
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """The rows that are read from what `write` draws."""
+    for split, pids in (("train", plan.train_pids), ("test", plan.test_pids)):
+        for pid, camid, _ in moments(plan, pids):
+            yield Row(split, ("rgb", "nir", "tir"), pid, camid)

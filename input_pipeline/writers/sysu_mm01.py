@@ -1,18 +1,20 @@
 """The layout of SYSU-MM01: `camC/PPPP/NNNN.jpg`, `exp/*_id.txt`, training arrays as .npy, captions under `Text/`."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from input_pipeline import images
-from input_pipeline.captures import Captions, Plan, captures, save_jpeg
+from input_pipeline.captures import Captions, Plan, Row, captures, moments, save_jpeg
 from input_pipeline.datasets.sysu_mm01 import CAMERAS
 
 SPECTRA = {"rgb": "rgb", "ir": "nir"}
 ARRAY_SIZE = (288, 144)  # H, W in the field's arrays
 PREFIX = "datasets/sysu/"
+MODALITY = {camera: m for m, cameras in CAMERAS.items() for camera in cameras}
 
 
 def write(root: Path, plan: Plan) -> None:
@@ -22,14 +24,13 @@ def write(root: Path, plan: Plan) -> None:
     """
     plan.check_pids(9999)
     captions = Captions(PREFIX)
-    modality = {camera: m for m, cameras in CAMERAS.items() for camera in cameras}
-    for camera in modality:
+    for camera in MODALITY:
         (root / f"cam{camera}").mkdir()
     train = {m: [] for m in CAMERAS}  # paths, in the order of the arrays
-    for capture in captures(dataclasses.replace(plan, cameras=6), sorted([*plan.train_pids, *plan.test_pids])):
-        if (capture.camid == 5 and capture.pid % 3 == 0) or (capture.camid == 6 and capture.pid % 5 == 0):
+    for capture in captures(_as_sysu(plan), sorted([*plan.train_pids, *plan.test_pids])):
+        if not _films(capture.camid, capture.pid):
             continue
-        m = modality[capture.camid]
+        m = MODALITY[capture.camid]
         path = f"cam{capture.camid}/{capture.pid:04d}/{capture.image + 1:04d}.jpg"
         (root / path).parent.mkdir(exist_ok=True)
         save_jpeg(root / path, capture.pictures[SPECTRA[m]])
@@ -40,6 +41,22 @@ def write(root: Path, plan: Plan) -> None:
     captions.write(root / "Text")
     for m, paths in train.items():
         _write_arrays(root, m, paths, plan.train_pids, captions)
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """The rows that are read from what `write` draws; its training arrays do not tell their cameras."""
+    for pids, splits in ((plan.train_pids, {}), (plan.test_pids, {"rgb": "gallery", "ir": "query"})):
+        for pid, camid, _ in moments(_as_sysu(plan), pids):
+            if _films(camid, pid):
+                yield Row(splits.get(MODALITY[camid], "train"), (MODALITY[camid],), pid, camid)
+
+
+def _as_sysu(plan: Plan) -> Plan:
+    return dataclasses.replace(plan, cameras=6)
+
+
+def _films(camid: int, pid: int) -> bool:
+    return not (camid == 5 and pid % 3 == 0 or camid == 6 and pid % 5 == 0)
 
 
 def _write_ids(folder: Path, plan: Plan) -> None:

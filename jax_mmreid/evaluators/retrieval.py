@@ -1,17 +1,30 @@
 """Retrieval: rank a gallery for every query, with the modalities that each side's row allows it to use.
 
-Every picture is encoded once per evaluation, whatever the number of rows; a row then embeds, and embeddings that
-two rows share are made once.
+Every picture and caption is encoded once per evaluation, whatever the number of rows; a row then embeds, and
+embeddings that two rows share are made once.
 
-    row = dict(query=dict(split="test", use=("rgb", "nir")), gallery=dict(split="test", use=...),
-               junk="same_camera", options={},      # options: fields of the method that this row changes
-               incomplete="error")                  # or "skip": leave out what has no picture of its side's `use`
+    row = dict(
+        query=dict(split="query", use=("ir", "text")),  # "text": the captions of the split
+        gallery=dict(split="gallery", use=("rgb",), draw=dict(cameras=(1, 2, 4, 5), shots=1)),
+        trials=10,            # with `draw`: how many galleries are drawn; default 1
+        junk="sysu_cameras",  # a rule of metrics.ranking: which gallery rows are hidden from a query
+        cmc="identity",       # an identity counts once, where its best row stands; default "picture": every row counts
+        options={},           # fields of the method that this row changes, on both sides
+        incomplete="error",   # the default; or "skip": leave out the rows that lack what their side uses
+    )
+
+A gallery without `draw` is its whole split. With it, trial i = 0..trials-1 searches the rows
+`data.draw(split, **draw, trial=i)`, and every number of the result is the mean over trials. Distances to the whole
+split are computed once for all of them.
+
+A row of a split has what its side uses if it has a picture of at least one of the modalities in `use`, and its text if
+"text" is there: ("ir", "text") needs both. What is skipped is skipped after a draw, and counted in the whole split.
 """
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +42,13 @@ from jax_mmreid.sharding import to_global
 
 log = logging.getLogger(__name__)
 
+Level = float | tuple[float, ...]  # of a picture's channels: one number or one each
+
 COLUMNS = ("pid", "camid", "view")
-INCOMPLETE = ("error", "skip")
+TEXT = "text"  # in `use` and in `present`
+SIDES = ("query", "gallery")
+DEFAULTS = dict(kind="retrieval", trials=1, cmc="picture", options={}, incomplete="error")
+CHOICES = dict(junk=ranking.JUNK_RULES, cmc=("picture", "identity"), incomplete=("error", "skip"))
 
 
 class Encoded(NamedTuple):
@@ -39,71 +57,138 @@ class Encoded(NamedTuple):
     features: list[Features]
     valid: list[np.ndarray]
     columns: dict[str, np.ndarray]  # pid, camid, view [n] int32
-    present: dict[str, np.ndarray]  # [n] bool
+    present: dict[str, np.ndarray]  # [n] bool; no key for a modality that no batch has
 
 
 def check(name: str, row: dict, data: Data) -> None:
-    """Raises ConfigError if the row names what does not exist, DataError for pictures that it cannot do without."""
-    for side in (row["query"], row["gallery"]):
-        unknown = [m for m in side["use"] if m not in data.modalities]
-        if unknown or not side["use"]:
-            raise ConfigError(f"evals.{name} uses {tuple(side['use'])}; data.modalities are {tuple(data.modalities)}")
+    """Raises ConfigError if the row names what does not exist, DataError for rows of data that lack what it uses."""
+    where = f"evals.{name}"
+    _check_keys(where, row, (*SIDES, "junk"), DEFAULTS)
+    row = DEFAULTS | row
+    for key, known in CHOICES.items():
+        if row[key] not in known:
+            raise ConfigError(f"{where}: {key}={row[key]!r}, expected one of {', '.join(known)}")
+    for key, optional in (("query", ()), ("gallery", ("draw",))):
+        _check_keys(f"{where}.{key}", row[key], ("split", "use"), optional)
+        _check_side(where, row[key], data)
+    drawn = "draw" in row["gallery"]
+    if row["trials"] < 1 or (row["trials"] > 1 and not drawn):
+        raise ConfigError(f"{where}: trials={row['trials']}, must be 1 or more, and more than 1 needs gallery.draw")
+    if drawn:
+        draw = row["gallery"]["draw"]
+        _check_keys(f"{where}.gallery.draw", draw, ("cameras", "shots"))
         try:
-            data.num_rows(side["split"])
+            data.draw(row["gallery"]["split"], **draw, trial=0)
         except ValueError as error:
-            raise ConfigError(f"evals.{name}: {error}") from error
-    if row["junk"] not in ranking.JUNK_RULES:
-        raise ConfigError(f"evals.{name}: no junk rule {row['junk']!r}; there are {', '.join(ranking.JUNK_RULES)}")
-    if row.get("incomplete", "error") not in INCOMPLETE:
-        raise ConfigError(f"evals.{name}: incomplete={row['incomplete']!r}, expected one of {', '.join(INCOMPLETE)}")
-    if row.get("incomplete", "error") == "error":
-        for side in (row["query"], row["gallery"]):
-            _require(name, side, _have_some(side, data.present(side["split"])))
+            raise ConfigError(f"{where}: {error}") from error
+    for key in SIDES:
+        _require(name, row[key], _complete(row[key], data.present(row[key]["split"])), row["incomplete"])
+
+
+def _check_keys(where: str, given: Collection[str], required: Collection[str], optional: Collection[str] = ()) -> None:
+    known = (*required, *optional)
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{where} has a key {key!r}; there are {', '.join(known)}")
+    for key in required:
+        if key not in given:
+            raise ConfigError(f"{where} lacks the key {key!r}")
+
+
+def _check_side(where: str, side: dict, data: Data) -> None:
+    use, split = tuple(side["use"]), side["split"]
+    if not use or not set(use) <= {*data.modalities, TEXT}:
+        raise ConfigError(f"{where} uses {use}; data.modalities are {tuple(data.modalities)}, captions are {TEXT!r}")
+    try:
+        data.num_rows(split)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if TEXT in use and TEXT not in data.present(split):
+        raise ConfigError(
+            f"{where} uses text, of which split {split!r} has none; set data.text.tokenizer and name captions with "
+            "data.options.captioner or data.options.query_captions, or take 'text' out of `use`"
+        )
 
 
 def run(
-    rows: Mapping[str, dict], *, method: Method, variables: dict, data: Data, mesh: Mesh, mean: float, std: float
+    rows: Mapping[str, dict], *, method: Method, variables: dict, data: Data, mesh: Mesh, mean: Level, std: Level
 ) -> dict[str, dict]:
-    """{row name: {"mAP", "mINP", "rank1", "rank5", "rank10", "protocol", "feature"}}.
+    """{row name: {"mAP", "mINP", "rank1", "rank5", "rank10", "rank20", "protocol", "feature"}}.
 
-    A row that skips what is incomplete adds "skipped", {"query": n, "gallery": n}; `check` has seen that no other
-    needs to. Raises DataError where nothing can match.
+    A row that draws adds "trials", their number; one that skips what is incomplete adds "skipped", {"query": n,
+    "gallery": n}; `check` has seen that no other needs to. Raises ConfigError for a row that the method cannot do,
+    DataError where nothing can match.
     """
-    splits = sorted({row[side]["split"] for row in rows.values() for side in ("query", "gallery")})
+    rows = {name: DEFAULTS | row for name, row in rows.items()}
+    methods = {name: _changed(name, method, row["options"]) for name, row in rows.items()}
+    splits = sorted({row[side]["split"] for row in rows.values() for side in SIDES})
     encoded = {name: encode(method, variables, data.split(name), mesh, mean=mean, std=std) for name in splits}
 
     @functools.cache
-    def embedded(split: str, use: tuple[str, ...], options: tuple[tuple[str, Any], ...]) -> np.ndarray:
-        return embed(dataclasses.replace(method, **dict(options)), variables, encoded[split], use, mesh)
+    def embedded(method: Method, split: str, use: tuple[str, ...]) -> np.ndarray:
+        return embed(method, variables, encoded[split], use, mesh)
 
     results = {}
     for name, row in rows.items():
-        options = tuple(sorted(row.get("options", {}).items()))
-        sides, skipped = [], {}
-        for key in ("query", "gallery"):
-            side, split = row[key], encoded[row[key]["split"]]
-            some = _have_some(side, split.present)
-            skipped[key] = int(np.sum(~some))
-            vectors = embedded(side["split"], tuple(side["use"]), options)
-            sides.append((vectors[some], {column: x[some] for column, x in split.columns.items()}))
-        (query, query_columns), (gallery, gallery_columns) = sides
-        dist = jax.device_get(_squared(*jax.device_put((query, gallery))))
-        match = query_columns["pid"][:, None] == gallery_columns["pid"][None, :]
         try:
-            scores = ranking.rank(dist, match, ranking.junk_mask(row["junk"], query_columns, gallery_columns))
-        except ValueError as error:
-            raise DataError(f"evals.{name}: {error}") from error
-        results[name] = {key: scores[key] for key in ("mAP", "mINP", "rank1", "rank5", "rank10")}
-        results[name] |= {"protocol": _protocol(row), "feature": _feature(row)}
-        if row.get("incomplete") == "skip":
-            results[name]["skipped"] = skipped
-        if any(skipped.values()):
-            log.warning("evals.%s leaves out %d queries and %d gallery rows without a picture", name, *skipped.values())
+            vectors = [embedded(methods[name], row[key]["split"], tuple(row[key]["use"])) for key in SIDES]
+        except ValueError as error:  # what the method cannot make a vector of
+            raise ConfigError(f"evals.{name}: {error}") from error
+        results[name] = _measure(name, row, vectors, [encoded[row[key]["split"]] for key in SIDES], data)
     return results
 
 
+def _changed(name: str, method: Method, options: dict) -> Method:
+    try:
+        return dataclasses.replace(method, **options)
+    except TypeError as error:
+        raise ConfigError(f"evals.{name}: options={options} do not fit the method: {error}") from error
+
+
+def _measure(name: str, row: dict, vectors: list[np.ndarray], splits: list[Encoded], data: Data) -> dict:
+    """The result of a row, from the vectors [n,D] of its query split and of its gallery split."""
+    queries, candidates = (_complete(row[key], split.present) for key, split in zip(SIDES, splits))
+    query, gallery = (split.columns for split in splits)
+    query = _take(query, queries)
+    dist = jax.device_get(_squared(*jax.device_put((vectors[0][queries], vectors[1]))))
+    trials = [
+        _rank(name, row, dist[:, drawn], query, _take(gallery, drawn)) for drawn in _galleries(row, candidates, data)
+    ]
+    result = {key: float(np.mean([scores[key] for scores in trials])) for key in ranking.METRICS}
+    result |= {"protocol": _protocol(row), "feature": _feature(row)}
+    if "draw" in row["gallery"]:
+        result["trials"] = len(trials)
+    skipped = {key: int(np.sum(~some)) for key, some in zip(SIDES, (queries, candidates))}
+    if row["incomplete"] == "skip":
+        result["skipped"] = skipped
+    if any(skipped.values()):
+        log.warning("evals.%s leaves out %d incomplete queries and %d gallery rows", name, *skipped.values())
+    return result
+
+
+def _galleries(row: dict, complete: np.ndarray, data: Data) -> Iterator[np.ndarray]:
+    """The gallery of every trial, as rows of its split; `complete` [n] bool says which may be in it."""
+    side = row["gallery"]
+    if "draw" not in side:
+        yield np.flatnonzero(complete)
+        return
+    for trial in range(row["trials"]):
+        drawn = data.draw(side["split"], **side["draw"], trial=trial)
+        yield drawn[complete[drawn]]
+
+
+def _rank(name: str, row: dict, dist: np.ndarray, query: dict, gallery: dict) -> dict:
+    """What `ranking.rank` says of dist [Q,G] under the row's rules."""
+    match = query["pid"][:, None] == gallery["pid"][None, :]
+    identities = gallery["pid"] if row["cmc"] == "identity" else None
+    try:
+        return ranking.rank(dist, match, ranking.junk_mask(row["junk"], query, gallery), identities)
+    except ValueError as error:
+        raise DataError(f"evals.{name}: {error}") from error
+
+
 def encode(
-    method: Method, variables: dict, batches: Iterable[Batch], mesh: Mesh, *, mean: float, std: float
+    method: Method, variables: dict, batches: Iterable[Batch], mesh: Mesh, *, mean: Level, std: Level
 ) -> Encoded:
     """Runs the towers over a split, each picture once; `mean` and `std` normalise the pictures."""
     features, valid, columns, present = [], [], [], []
@@ -129,7 +214,7 @@ def embed(method: Method, variables: dict, split: Encoded, use: tuple[str, ...],
 
 
 @functools.partial(jax.jit, static_argnames=("method", "mean", "std"))
-def _encode(variables: dict, batch: Batch, *, method: Method, mean: float, std: float) -> Features:
+def _encode(variables: dict, batch: Batch, *, method: Method, mean: Level, std: Level) -> Features:
     images = {name: augment.normalise(x, mean, std) for name, x in batch["images"].items()}
     return method.encode(variables, batch | {"images": images})
 
@@ -153,27 +238,44 @@ def _concatenate(trees: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *trees)
 
 
-def _have_some(side: dict, present: dict[str, np.ndarray]) -> np.ndarray:
-    """Which rows of a split have a picture of a modality that a side uses, [n] bool."""
-    absent = np.zeros(len(next(iter(present.values()))), bool)
-    return np.any([present.get(m, absent) for m in side["use"]], axis=0)
+def _take(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: x[rows] for name, x in columns.items()}
 
 
-def _require(name: str, side: dict, some: np.ndarray) -> None:
-    if not some.all():
-        raise DataError(
-            f"evals.{name}: row {np.argmin(some)} of split {side['split']!r} has none of {', '.join(side['use'])} "
-            f"({np.sum(~some)} such rows); give it a picture, set incomplete='skip' in config.evals.{name} "
-            "to leave such rows out, or take this setting out of config.evals"
-        )
+def _complete(side: dict, present: dict[str, np.ndarray]) -> np.ndarray:
+    """Which rows of a split have what a side uses, [n] bool; see above."""
+    rows = len(next(iter(present.values())))
+    pictures = [present.get(m, np.zeros(rows, bool)) for m in side["use"] if m != TEXT]
+    complete = np.any(pictures, axis=0) if pictures else np.ones(rows, bool)
+    return complete & present[TEXT] if TEXT in side["use"] else complete
+
+
+def _require(name: str, side: dict, complete: np.ndarray, incomplete: str) -> None:
+    """Raises DataError for rows that a setting cannot do without: every one, or with "skip" at least one."""
+    if complete.all() or (incomplete == "skip" and complete.any()):
+        return
+    pictures = ", ".join(m for m in side["use"] if m != TEXT)
+    lack = f"has none of {pictures}" if pictures else "has no text"
+    if pictures and TEXT in side["use"]:
+        lack = f"lacks text or a picture of {pictures}"
+    skip = "" if incomplete == "skip" else f"set incomplete='skip' in config.evals.{name} to leave such rows out, "
+    raise DataError(
+        f"evals.{name}: row {np.argmin(complete)} of split {side['split']!r} {lack} ({np.sum(~complete)} such rows); "
+        f"give it what it lacks, {skip}or take this setting out of config.evals"
+    )
 
 
 def _protocol(row: dict) -> str:
     query, gallery = row["query"], row["gallery"]
-    return f"query {query['split']}, gallery {gallery['split']}, junk {row['junk']}"
+    drawn = ""
+    if "draw" in gallery:
+        cameras, shots = ", ".join(map(str, gallery["draw"]["cameras"])), gallery["draw"]["shots"]
+        drawn = f" (cameras {cameras}; shots {shots}; mean of {row['trials']} trials)"
+    counted = ", identity CMC" if row["cmc"] == "identity" else ""
+    return f"query {query['split']}, gallery {gallery['split']}{drawn}, junk {row['junk']}{counted}"
 
 
 def _feature(row: dict) -> str:
-    sides = ["+".join(row[side]["use"]) for side in ("query", "gallery")]
-    options = [f"{key}={value}" for key, value in sorted(row.get("options", {}).items())]
+    sides = ["+".join(row[side]["use"]) for side in SIDES]
+    options = [f"{key}={value}" for key, value in sorted(row["options"].items())]
     return ", ".join([sides[0] if sides[0] == sides[1] else ">".join(sides), *options])

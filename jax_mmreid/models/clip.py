@@ -14,6 +14,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -106,6 +107,22 @@ def resize_positions(table: Array, grid: tuple[int, int]) -> Array:
     patches = jnp.asarray(table[1:], jnp.float32).reshape(side, side, -1)
     patches = jax.image.resize(patches, (rows, cols, patches.shape[-1]), "bilinear", antialias=False)
     return jnp.concatenate([jnp.asarray(table[:1], jnp.float32), patches.reshape(rows * cols, -1)])
+
+
+def stretch_projection(kernel: np.ndarray, dim: int) -> np.ndarray:
+    """A text projection for another joint space, as the official TVI-LFM code makes it: [width,d] -> [width,dim].
+
+    Each row is interpolated linearly, with half-pixel centres and the outermost columns held beyond them, in float32;
+    the result is rounded to float16, the precision of CLIP's files, and kept as float32.
+    """
+    kernel = np.asarray(kernel, np.float32)
+    last, half = kernel.shape[1] - 1, np.float32(0.5)
+    place = np.float32(kernel.shape[1] / dim) * (np.arange(dim, dtype=np.float32) + half) - half
+    place = np.clip(place, 0, last)
+    left = np.floor(place).astype(int)
+    share = (place - left).astype(np.float32)  # of the column on the right
+    stretched = (1 - share) * kernel[:, left] + share * kernel[:, np.minimum(left + 1, last)]
+    return stretched.astype(np.float16).astype(np.float32)
 
 
 class ImageTower(nn.Module):

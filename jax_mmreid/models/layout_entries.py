@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 HEAD_DIM = 64  # of every attention head in the published CLIPs
-RESNET_BLOCKS = (3, 4, 6, 3)
+RESNET_BLOCKS = (3, 4, 6, 3)  # of torchvision's ResNet-50 and TVI-LFM's
+TVI_LFM_TEXT_LAYERS = 12
 
 
 class Entry(NamedTuple):
@@ -104,7 +105,7 @@ def _tvi_lfm(sizes: Sizes) -> list[Entry]:
         *_stem("rgb", f"{visual}.rgb_model.resnet_conv.0", f"{visual}.rgb_model.resnet_conv.1"),
         *_stem("ir", f"{visual}.ir_model.resnet_conv.0", f"{visual}.ir_model.resnet_conv.1"),
         *_trunk(lambda stage: f"{visual}.shared_model.resnet_conv.{stage - 1}"),
-        *_openai_text(sizes, "base_model."),
+        *_openai_text(sizes._replace(text_layers=TVI_LFM_TEXT_LAYERS), "base_model."),
         _same("params/logit_scale", "logit_scale"),
     ]
     for ours, theirs, pool in (("", "", f"{visual}.GEM.p"), ("backup/", "backup_", "backup_pool.p"))[

@@ -30,11 +30,11 @@ MARKS = {
     "torchvision": "layer1.0.conv1.weight",
 }
 LAYOUTS = (*MARKS, "jax_mmreid")
-BLOCKS = {  # where a layout keeps the layers of its (image, text) transformers
+BLOCKS = {  # where a layout keeps the layers of its (image, text) transformers; "" where it has none or always as many
     "transformers": (r"vision_model\.encoder\.layers\.(\d+)\..*", r"text_model\.encoder\.layers\.(\d+)\..*"),
     "openai": (r"visual\.transformer\.resblocks\.(\d+)\..*", r"transformer\.resblocks\.(\d+)\..*"),
     "torchvision": ("", ""),
-    "tvi_lfm": ("", r"base_model\.transformer\.resblocks\.(\d+)\..*"),
+    "tvi_lfm": ("", ""),
     "jax_mmreid": (r"params/image/block_(\d+)/.*", r"params/text/block_(\d+)/.*"),
 }
 VISION = ("visual.class_embedding", "vision_model.embeddings.class_embedding", "params/image/class_embedding")
@@ -43,6 +43,17 @@ EXTRAS = {
     "openai": r"input_resolution|context_length|vocab_size",
     "torchvision": r".*\.num_batches_tracked|fc\.(weight|bias)",
     "tvi_lfm": r".*\.num_batches_tracked",
+}
+# The code behind a layout has these leaves in one size only, and all others in what goes with it.
+FIXED = {
+    "torchvision": {"params/image/rgb_stem/conv/kernel": (7, 7, 3, 64)},
+    "tvi_lfm": {
+        "params/image/rgb_stem/conv/kernel": (7, 7, 3, 64),
+        "params/text/token_embedding": (49408, 512),
+        "params/text/position_embedding": (77, 512),
+        "params/text/block_0/attention/qkv/kernel": (512, 3, 8, 64),
+        "params/text/projection": (512, 2048),
+    },
 }
 OPTIONAL = r"(backup_)?classifier\.classifier\.weight"  # testing never needs the classifier of training identities
 
@@ -93,15 +104,21 @@ def to_ours(tensors: Mapping[str, np.ndarray], layout: str, heads: Mapping[str, 
 
 
 def from_ours(leaves: Mapping[str, np.ndarray], layout: str) -> dict[str, np.ndarray]:
-    """The state dict in `layout`; raises LayoutError listing the leaves that it needs or has no name for."""
+    """The state dict in `layout`.
+
+    Raises LayoutError listing the leaves that it needs, has no name for, or has in one size that is not theirs.
+    """
     if layout == "jax_mmreid":
         return {path: np.asarray(leaf, order="C") for path, leaf in leaves.items()}
     listed = entries(layout, _sizes(leaves, "jax_mmreid", {}))
     extras = {path for path in leaves if path.startswith("extra/")}
+    fixed = {path: shape for path, shape in FIXED.get(layout, {}).items() if path in leaves}
+    found = {path: leaves[path].shape for path in fixed}
     _require(
         f"cannot be written in the layout {layout!r}",
         missing={e.path for e in listed if e.path not in leaves and not re.fullmatch(OPTIONAL, e.names[0])},
         unknown=leaves.keys() - {entry.path for entry in listed} - extras,
+        mis_shaped={f"{path} {found[path]} instead of {fixed[path]}" for path in fixed if found[path] != fixed[path]},
     )
     out = {}
     for entry in listed:
@@ -130,7 +147,7 @@ def _sizes(tensors: Mapping[str, np.ndarray], layout: str, heads: Mapping[str, i
 
 def _require(what: str, **faults: set[str]) -> None:
     """Raises LayoutError if any of the named sets holds something."""
-    found = [f"{name} {_some(names)}" for name, names in faults.items() if names]
+    found = [f"{name.replace('_', '-')} {_some(names)}" for name, names in faults.items() if names]
     if found:
         raise LayoutError(f"{what}: {'; '.join(found)}")
 

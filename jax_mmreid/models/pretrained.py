@@ -6,14 +6,14 @@ Weights are a flat dict of our leaves by path, as in `layouts`. A converted fold
     about.json   where they came from: source, layout, attention heads, SHA-256 of every file
 
 `config.init` names such a folder, the workdir of a run (its last checkpoint counts), a .safetensors file, or a folder
-with one; `start_from` puts its weights into a new state.
+with one; or several of them joined by ",", each with parts of its own. `start_from` puts the weights into a new state.
 """
 
 import functools
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from safetensors.numpy import save_file
 
 from jax_mmreid.batch import DataError
 from jax_mmreid.models import layouts
-from jax_mmreid.models.clip import ImageTower, TextTower, resize_positions
-from jax_mmreid.models.resnet import ResNet50
+from jax_mmreid.models.clip import ImageTower, TextTower, resize_positions, stretch_projection
+from jax_mmreid.models.resnet import ResNet
 from jax_mmreid.models.weight_files import Source, list_files, read
 from jax_mmreid.state import TrainState, merge
 
@@ -73,8 +73,23 @@ def save(folder: str | Path, weights: Weights, about: dict[str, Any]) -> None:
 def load(place: str | Path) -> Weights:
     """The weights at a place that `config.init` may name; see above.
 
-    Raises DataError if there are none, or if PyTorch would be needed to read them.
+    Raises DataError if there are none, if PyTorch would be needed to read them, or if two of several places have the
+    same part.
     """
+    # A name with a comma in it, as of a workdir, is one place if it exists.
+    places = [place] if Path(place).exists() else str(place).split(",")
+    weights, origin = {}, {}
+    for one in places:
+        found = _load_one(one)
+        for part in sorted(_parts(found)):
+            if part in origin:
+                raise DataError(f"weights: {origin[part]} and {one} both have {part}; each part has one source")
+            origin[part] = one
+        weights |= found
+    return weights
+
+
+def _load_one(place: str | Path) -> dict[str, np.ndarray]:
     path = Path(place).absolute()
     if (path / "about.json").exists():
         return traverse_util.flatten_dict(_restore(path / "weights"), sep="/")
@@ -127,23 +142,33 @@ def heads(weights: Weights) -> dict[str, int]:
     return {part: kernel.shape[2] for part, kernel in kernels.items() if kernel is not None}
 
 
-def start_from(state: TrainState, weights: Weights, image_size: tuple[int, int]) -> TrainState:
+def start_from(
+    state: TrainState, weights: Weights, image_size: tuple[int, int], required: Collection[str] | None = ()
+) -> TrainState:
     """`state` with every part (image, text, ...) that `weights` has too taken from there, in its own dtype and place.
 
-    The image tower's position table is resized to the grid of `image_size` (H, W). Raises DataError if they share no
-    part, or listing every leaf of a shared part that is missing, unknown or mis-shaped.
+    The image tower's position table is resized to the grid of `image_size` (H, W), and the text projection to the
+    method's features where pictures have no projection (see `_in_space`). Raises DataError if they share no part, if
+    they lack one of the `required` parts (None: of all that the state has), or listing every leaf of a shared part that
+    is missing, unknown or mis-shaped.
     """
-    weights = _on_grid(weights, image_size)
     fields = {name: traverse_util.flatten_dict(getattr(state, name)) for name in STATE_FIELDS}
     leaves = {_path(name, keys): leaf for name, flat in fields.items() for keys, leaf in flat.items()}
+    weights = _in_space(_on_grid(weights, image_size), leaves)
     shared = _require_fit(leaves, weights)
+    anew = _parts(leaves) - shared
+    lacking = anew if required is None else set(required) - shared
+    if lacking:
+        raise DataError(
+            f"init: it has {_some(_parts(weights))} and lacks {_some(lacking)}, which cannot start anew here"
+        )
 
     def start(path: str, leaf: jax.Array) -> jax.Array:
         found = weights.get(path)
         fits = found is not None and found.shape == leaf.shape
         return jax.device_put(np.asarray(found, leaf.dtype), leaf.sharding) if fits else leaf
 
-    log.info("init: %s taken over; %s start anew", _some(shared), _some(_parts(leaves) - shared) or "no others")
+    log.info("init: %s taken over; %s start anew", _some(shared), _some(anew) or "no others")
     started = {
         name: {keys: start(_path(name, keys), leaf) for keys, leaf in flat.items()} for name, flat in fields.items()
     }
@@ -161,6 +186,22 @@ def _on_grid(weights: Weights, image_size: tuple[int, int]) -> Weights:
         return {**weights, "params/image/position_embedding": resize_positions(table, grid)}
     except ValueError as error:
         raise DataError(f"init: {error}") from error
+
+
+def _in_space(weights: Weights, leaves: Mapping[str, jax.Array]) -> Weights:
+    """`weights` with the text projection as wide as the state's, if only its width differs and no picture needs it.
+
+    A state whose pictures have a projection of their own (CLIP's) compares them with text in the space that both were
+    trained for, so there a projection of another width stays an error.
+    """
+    path = "params/text/projection"
+    theirs, ours = weights.get(path), leaves.get(path)
+    if theirs is None or ours is None or "params/image/projection/kernel" in leaves:
+        return weights
+    if theirs.shape == ours.shape or theirs.shape[:-1] != ours.shape[:-1]:
+        return weights
+    log.info("init: the text projection stretched from %d to %d features", theirs.shape[-1], ours.shape[-1])
+    return {**weights, path: stretch_projection(theirs, ours.shape[-1])}
 
 
 def _require_fit(leaves: Mapping[str, jax.Array], weights: Weights) -> set[str]:
@@ -198,7 +239,7 @@ def _expected(weights: Weights) -> dict[str, tuple[int, ...]]:
         modules["image"] = functools.partial(tower.init, images=jnp.zeros((1, patch * (tokens - 1), patch, 3)))
     elif "params/image/layer1_0/conv1/kernel" in weights:
         images = {name: jnp.zeros((1, 32, 32, 3)) for name in ("rgb", "ir")}
-        modules["image"] = functools.partial(ResNet50().init, images=images, train=False)
+        modules["image"] = functools.partial(ResNet().init, images=images, train=False)
     if "text" in sizes:
         vocab, width = size("text/token_embedding", 0), size("text/token_embedding", 1)
         context, dim = size("text/position_embedding", 0), size("text/projection", 1)

@@ -1,16 +1,16 @@
-"""ResNet-50 (He et al., 2016) with a stem for each modality and a trunk that all share, as in TVI-LFM.
+"""A ResNet (He et al., 2016) with a stem for each modality and a trunk that all share, as in TVI-LFM.
 
 The v1.5 bottleneck, which strides in its 3x3. Every convolution pads alike on both sides; 'SAME' would not where it
 strides. Convolutions run in `dtype`; parameters and batch statistics are float32.
 """
+
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
 from jax_mmreid.models.norm import BatchNorm
-
-BLOCKS = (3, 4, 6, 3)
 
 
 def conv(features: int, size: int, stride: int = 1, *, dtype: jnp.dtype, name: str) -> nn.Conv:
@@ -22,14 +22,15 @@ def conv(features: int, size: int, stride: int = 1, *, dtype: jnp.dtype, name: s
 
 
 class Stem(nn.Module):
-    """Convolution, BatchNorm, ReLU if asked for, and max-pooling: images [B,H,W,3] -> [B,H/4,W/4,64]."""
+    """Convolution, BatchNorm, ReLU if asked for, and max-pooling: images [B,H,W,3] -> [B,H/4,W/4,width]."""
 
+    width: int = 64
     relu: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        x = conv(64, 7, 2, dtype=self.dtype, name="conv")(x)
+        x = conv(self.width, 7, 2, dtype=self.dtype, name="conv")(x)
         x = BatchNorm(use_bias=True, name="bn")(x, train=train)
         if self.relu:
             x = nn.relu(x)
@@ -58,17 +59,21 @@ class Bottleneck(nn.Module):
         return nn.relu(x + y)
 
 
-class ResNet50(nn.Module):
-    """The tower without pooling: images of each modality {name: [B,H,W,3]} -> [rows of all, H/16, W/16, 2048] float32.
+class ResNet(nn.Module):
+    """The tower without pooling: images of each modality {name: [B,H,W,3]} -> [rows of all, H/16, W/16, D] float32.
 
-    Rows come in the order of `stems`, and all of them share the trunk's batch statistics. A modality that is not in
-    `images` is left out; initialisation needs all of them. TVI-LFM's stems have no ReLU. With `last_stride` 2 the map
-    is the classifier's, H/32.
+    ResNet-50 by default. `blocks` counts the bottlenecks of the four layers and `width` is the stem's and the first
+    bottleneck's; it doubles with every layer, so that D is 32 * width, 2048 for ResNet-50. Rows come in the order of
+    `stems`, and all of them share the trunk's batch statistics. A modality that is not in `images` is left out;
+    initialisation needs all of them. TVI-LFM's stems have no ReLU. With `last_stride` 2 the map is the classifier's,
+    H/32. Raises ValueError for images without a stem, and for `blocks` of another number of layers.
     """
 
     stems: tuple[str, ...] = ("rgb", "ir")
     stem_relu: bool = False
     last_stride: int = 1
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -79,11 +84,13 @@ class ResNet50(nn.Module):
             raise ValueError(
                 f"images of {sorted(images)}; the stems are for {list(self.stems)}, initialisation needs all"
             )
-        parts = [Stem(self.stem_relu, self.dtype, name=f"{name}_stem")(images[name], train=train) for name in names]
-        x = jnp.concatenate(parts)
         strides = (1, 2, 2, self.last_stride)
-        for layer, count in enumerate(BLOCKS, 1):
+        if len(self.blocks) != len(strides) or min(self.blocks) < 1:
+            raise ValueError(f"blocks {self.blocks}: a ResNet has {len(strides)} layers of at least one each")
+        stem = functools.partial(Stem, self.width, self.stem_relu, self.dtype)
+        x = jnp.concatenate([stem(name=f"{name}_stem")(images[name], train=train) for name in names])
+        for k, (count, stride) in enumerate(zip(self.blocks, strides)):
             for i in range(count):
-                stride = strides[layer - 1] if i == 0 else 1
-                x = Bottleneck(32 * 2**layer, stride, self.dtype, name=f"layer{layer}_{i}")(x, train=train)
+                block = Bottleneck(self.width * 2**k, stride if i == 0 else 1, self.dtype, name=f"layer{k + 1}_{i}")
+                x = block(x, train=train)
         return x.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The published recipe of each method as config fields: what the configs of its datasets share."""
+"""The published recipe of Miss-ReID as config fields (NeurIPS 2025): what the configs of its datasets share."""
 
 from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, base_config, missing_evals, parse_eta
 
@@ -120,7 +120,7 @@ def miss_reid(
     config.weights = miss_reid_weights(identity=0.1, contrast=0.1)
     config.optim.rules, config.optim.lr = MISS_REID_GROUPS, MISS_REID_LR
     config.optim.schedule = dict(
-        warmup=10, reference=3.5e-4, floor=1e-3, warmup_from="own", per_step=False, noise=False
+        kind="cosine", warmup=10, reference=3.5e-4, floor=1e-3, warmup_from="own", per_step=False, noise=False
     )
     visual = ("tower", "new", "new_bias")
     config.phases = ((0, {"text_terms": False}, visual),)

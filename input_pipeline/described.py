@@ -1,0 +1,71 @@
+"""What data would look like, from published counts and without a look at the disk."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from input_pipeline import arguments, datasets
+from input_pipeline.token_table import Options
+
+CLIP = 49408  # ids in the vocabulary of every published CLIP
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedData:
+    """The fields of `jax_mmreid.batch.Data` that a model is built from; it has nothing to read."""
+
+    modalities: tuple[str, ...]
+    image_size: tuple[int, int]  # H, W
+    pids: tuple[int, ...]  # 0..K-1
+    cameras: tuple[int, ...]
+    batch_size: int
+    steps_per_epoch: int  # about: every row once
+    text: tuple[str, ...]  # where there is to be text, it is taken to describe all modalities
+    text_length: int  # the longest that there can be
+    vocab: int
+    _rows: int
+
+    def num_rows(self, name: str) -> int:
+        """Rows of the split "train"; ValueError for another, which nothing describes."""
+        if name != "train":
+            raise ValueError(f"data: no split {name!r} is described, only 'train'")
+        return self._rows
+
+
+def describe(
+    *,
+    name: str,
+    data_dir: str,
+    modalities: Sequence[str],
+    image_size: tuple[int, int],
+    identities: int,
+    instances: int,
+    options: dict | None = None,
+    text: dict | None = None,
+    **_: object,
+) -> DescribedData:
+    """Dataset `name` by the counts that its module states, for a model that is built and not trained.
+
+    Arguments are those of `open_data`; the others of them are taken and not needed. Raises ValueError for an argument
+    that cannot be.
+    """
+    modalities, words = arguments.distinct(modalities), Options(**text or {})
+    arguments.check_sizes(identities=identities, instances=instances, threads=0)
+    counts = datasets.find(name, "counts", options or {}, data_dir=data_dir, modalities=modalities)()["train"]
+    return DescribedData(
+        modalities=modalities,
+        image_size=tuple(image_size),
+        pids=tuple(range(counts.identities)),
+        cameras=counts.cameras,
+        batch_size=identities * instances,
+        steps_per_epoch=max(1, counts.rows // (identities * instances)),
+        text=modalities if words.tokenizer else (),
+        text_length=words.context if words.tokenizer else 0,
+        vocab=_vocab(words),
+        _rows=counts.rows,
+    )
+
+
+def _vocab(words: Options) -> int:
+    if not words.tokenizer:
+        return 0
+    return words.vocab_size if words.tokenizer == "train" else CLIP

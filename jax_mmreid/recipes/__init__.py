@@ -1,0 +1,1 @@
+"""The published recipe of each method as config fields: what the configs of its datasets share."""

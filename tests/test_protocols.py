@@ -1,0 +1,323 @@
+"""Cross-modality protocols: drawn galleries, captions in queries, identity CMC, on a split made by hand.
+
+The method here is a few sums, so that every number can be computed again with a loop.
+"""
+
+import dataclasses
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from input_pipeline import galleries
+from input_pipeline.records import Records
+from jax_mmreid.batch import DataError
+from jax_mmreid.config import ConfigError
+from jax_mmreid.evaluators import retrieval
+from jax_mmreid.metrics import ranking
+from jax_mmreid.sharding import make_mesh
+
+PEOPLE = (3, 5, 8, 11, 20)
+H, W, L = 2, 3, 4
+BATCH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Vectors are sums of pixels and tokens times `scale` of what a row has and a side uses, of unit length."""
+
+    scale: float = 0.0
+
+    def encode(self, variables, batch):
+        pixels = {name: x.reshape(len(x), -1) for name, x in batch["images"].items()}
+        text = {"text": batch["text"]["rgb"] @ variables["params"]["words"]} if "text" in batch else {}
+        return pixels | text | {"present": batch["present"]}
+
+    def embed(self, variables, features, use):
+        if use == ("text", "ir"):
+            raise ValueError("sums: cannot read text before a picture")
+        one = {"text": 0.3 + self.scale}
+        parts = [one.get(name, 1.0) * features[name] * features["present"][name][:, None] for name in use]
+        total = sum(parts)
+        return total / jnp.linalg.norm(total, axis=1, keepdims=True)
+
+
+class MadeUp:
+    """A `Data` of infrared, captioned queries before cameras 3 and 6 and visible pictures before 1, 2, 4 and 5.
+
+    Cameras do not ascend in the gallery, so that what is drawn from it is in another order than its rows.
+    """
+
+    modalities = ("rgb", "ir")
+
+    def __init__(self, told=None):
+        rng = np.random.default_rng(0)
+        center = {pid: rng.normal(0, 1, H * W * 3) for pid in PEOPLE}
+        self.tables, self.pixels, self.read = {}, {}, Counter()
+        for split, cameras, most in (("query", (3, 6), 4), ("gallery", (5, 2, 4, 1), 6)):
+            rows = [(p, c) for p in PEOPLE for c in cameras for _ in range(rng.integers(0 if c == 5 else 1, most))]
+            pid, camid = np.array(rows, np.int32).T
+            self.tables[split] = Records("", {"rgb": np.full(len(pid), "x")}, pid, camid, np.zeros_like(pid))
+            x = np.stack([center[p] for p in pid]) + rng.normal(0, 1.5, (len(pid), H * W * 3))
+            self.pixels[split] = np.clip(127 + 40 * x, 0, 255).astype(np.uint8).reshape(-1, H, W, 3)
+        self.tokens = rng.integers(0, 50, (self.num_rows("query"), L)).astype(np.int32)
+        self.told = np.ones(len(self.tokens), bool) if told is None else told
+
+    def num_rows(self, name):
+        if name not in self.tables:
+            raise ValueError(f"data: no split {name!r}; there are query, gallery")
+        return len(self.tables[name])
+
+    def present(self, name):
+        some, none = (f(self.num_rows(name), bool) for f in (np.ones, np.zeros))
+        return {"ir": some, "rgb": none, "text": self.told} if name == "query" else {"ir": none, "rgb": some}
+
+    def draw(self, name, **options):
+        return galleries.draw(self.tables[name], **options)
+
+    def split(self, name):
+        """Batches with the keys that the split has: no visible pictures in queries, no captions in galleries."""
+        mine, table = "ir" if name == "query" else "rgb", self.tables[name]
+        for start in range(0, len(table), BATCH):
+            self.read[name] += 1
+            rows = np.minimum(np.arange(start, start + BATCH), len(table) - 1)
+            valid = np.arange(start, start + BATCH) < len(table)
+            kept = {m: x[rows] for m, x in self.present(name).items() if m in (mine, "text")}
+            batch = {"images": {mine: self.pixels[name][rows]}, "present": kept, "valid": valid}
+            batch |= dict(index=rows.astype(np.int32), pid=table.pid[rows], camid=table.camid[rows])
+            batch |= {"view": table.view[rows]}
+            yield batch | ({"text": {"rgb": self.tokens[rows]}} if name == "query" else {})
+
+
+def row(use=("ir", "text"), cameras=(1, 2, 4, 5), shots=1, **more):
+    """A row of SYSU-MM01 with `cameras` to search; None searches the whole split."""
+    gallery = dict(split="gallery", use=("rgb",))
+    if cameras:
+        gallery |= dict(draw=dict(cameras=cameras, shots=shots))
+    trials = {"trials": 10} if cameras else {}
+    return (
+        dict(query=dict(split="query", use=use), gallery=gallery, junk="sysu_cameras", cmc="identity") | trials | more
+    )
+
+
+VARIABLES = {"params": {"words": np.random.default_rng(1).normal(0, 0.01, (L, H * W * 3)).astype(np.float32)}}
+
+
+def run(data, **rows):
+    for name, one in rows.items():
+        retrieval.check(name, one, data)
+    mesh = make_mesh(data=1, model=1, devices=jax.devices()[:1])
+    placed = jax.device_put(VARIABLES)
+    return retrieval.run(rows, method=Sums(), variables=placed, data=data, mesh=mesh, mean=0.5, std=0.5)
+
+
+def loop(data, use, drawn, *, scale=0.0, identity=True):
+    """The numbers of one gallery by the definitions, one query at a time, over queries that are told."""
+    weight = {"ir": 1.0, "text": 0.3 + scale}
+    pixels = {name: (x / 255 - 0.5).reshape(len(x), -1) / 0.5 for name, x in data.pixels.items()}
+    parts = {"ir": pixels["query"], "text": data.tokens @ VARIABLES["params"]["words"]}
+    query, gallery = sum(weight[name] * parts[name] for name in use), pixels["gallery"][drawn]
+    query, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery))
+    pid, camid = data.tables["gallery"].pid[drawn], data.tables["gallery"].camid[drawn]
+    aps, inps, firsts = [], [], []
+    for vector, p, c in zip(query, data.tables["query"].pid, data.tables["query"].camid):
+        ranked = [g for g in np.argsort(-gallery @ vector) if not (c == 3 and camid[g] == 2)]
+        hits = [r for r, g in enumerate(ranked, 1) if pid[g] == p]
+        if hits:
+            aps.append(np.mean([n / r for n, r in enumerate(hits, 1)]))
+            inps.append(len(hits) / hits[-1])
+            ahead = [pid[g] for g in ranked[: hits[0] - 1]]
+            firsts.append(1 + len(set(ahead) if identity else ahead))
+    cmc = {f"rank{r}": np.mean([first <= r for first in firsts]) for r in (1, 5, 10, 20)}
+    return {"mAP": np.mean(aps), "mINP": np.mean(inps), **cmc}
+
+
+def assert_means(result, trials):
+    assert set(trials[0]) == set(ranking.METRICS)
+    for name in ranking.METRICS:
+        assert result[name] == pytest.approx(np.mean([scores[name] for scores in trials]), abs=1e-12), name
+
+
+@pytest.mark.parametrize("cameras", [(1, 2, 4, 5), (1, 2)])
+@pytest.mark.parametrize("shots", [1, 3])
+def test_every_number_is_the_mean_over_the_galleries_that_were_drawn(cameras, shots):
+    data = MadeUp()
+    result = run(data, a=row(cameras=cameras, shots=shots))["a"]
+    drawn = [data.draw("gallery", cameras=cameras, shots=shots, trial=i) for i in range(10)]
+    trials = [loop(data, ("ir", "text"), rows) for rows in drawn]
+    assert_means(result, trials)
+    assert len({scores["mAP"] for scores in trials}) > 5  # they are ten galleries indeed
+    assert result["trials"] == 10
+
+
+def test_the_cmc_of_pictures_is_another_than_that_of_identities():
+    data = MadeUp()
+    results = run(data, a=row(shots=3), b=row(shots=3, cmc="picture"))
+    drawn = [data.draw("gallery", cameras=(1, 2, 4, 5), shots=3, trial=i) for i in range(10)]
+    assert_means(results["b"], [loop(data, ("ir", "text"), rows, identity=False) for rows in drawn])
+    assert results["a"]["rank5"] > results["b"]["rank5"]
+    assert [results["a"][name] for name in ("mAP", "mINP", "rank1")] == [
+        results["b"][name] for name in ("mAP", "mINP", "rank1")
+    ]
+
+
+def test_a_gallery_that_is_not_drawn_is_the_whole_split():
+    data = MadeUp()
+    result = run(data, a=row(("ir",), None))["a"]
+    assert_means(result, [loop(data, ("ir",), np.arange(data.num_rows("gallery")))])
+    assert "trials" not in result and result["protocol"] == (
+        "query query, gallery gallery, junk sysu_cameras, identity CMC"
+    )
+
+
+def test_options_and_use_say_what_a_query_is_made_of():
+    data = MadeUp()
+    rows = {use: row(use) for use in (("ir",), ("text",), ("ir", "text"))}
+    results = run(data, **{"+".join(use): one for use, one in rows.items()}, strong=row(options={"scale": 2.0}))
+    drawn = [data.draw("gallery", cameras=(1, 2, 4, 5), shots=1, trial=i) for i in range(10)]
+    for use in rows:
+        assert_means(results["+".join(use)], [loop(data, use, x) for x in drawn])
+    assert_means(results["strong"], [loop(data, ("ir", "text"), x, scale=2.0) for x in drawn])
+    assert len({result["mAP"] for result in results.values()}) == 4
+    assert [result["feature"] for result in results.values()] == [
+        "ir>rgb", "text>rgb", "ir+text>rgb", "ir+text>rgb, scale=2.0"
+    ]  # fmt: skip
+
+
+def test_the_protocol_says_what_was_drawn_and_how_ranks_count():
+    results = run(MadeUp(), a=row(), b=row(cameras=(1, 2), shots=3, trials=2, cmc="picture", junk="none"))
+    assert results["a"]["protocol"] == (
+        "query query, gallery gallery (cameras 1, 2, 4, 5; shots 1; mean of 10 trials), junk sysu_cameras, identity CMC"
+    )
+    assert results["b"]["protocol"] == (
+        "query query, gallery gallery (cameras 1, 2; shots 3; mean of 2 trials), junk none"
+    )
+    assert results["b"]["trials"] == 2
+
+
+def test_ten_trials_of_many_rows_read_encode_embed_and_compare_once(monkeypatch):
+    calls = Counter()
+    for name in ("_encode", "_embed", "_squared"):
+        original = getattr(retrieval, name)
+
+        def counting(*args, name=name, original=original, **settings):
+            calls[name] += 1
+            return original(*args, **settings)
+
+        monkeypatch.setattr(retrieval, name, counting)
+    data = MadeUp()
+    run(data, a=row(), b=row(cameras=(1, 2)), c=row(shots=3), d=row(("ir",)))
+    batches = {name: -(-data.num_rows(name) // BATCH) for name in ("query", "gallery")}
+    assert data.read == batches and min(batches.values()) > 1
+    assert calls["_encode"] == sum(batches.values())
+    assert calls["_embed"] == 2 * batches["query"] + batches["gallery"]  # two kinds of queries, one gallery
+    assert calls["_squared"] == 4  # once a row, not once a trial
+
+
+def told(*absent):
+    """A `MadeUp` in which these queries have no caption."""
+    whole = MadeUp().told
+    whole[list(absent)] = False
+    return MadeUp(whole)
+
+
+def test_text_in_use_needs_text():
+    data = told(4, 7)
+    for use, lack in ((("text",), "has no text"), (("ir", "text"), "lacks text or a picture of ir")):
+        with pytest.raises(DataError, match=rf"evals.a: row 4 of split 'query' {lack} \(2 such rows\).*'skip'"):
+            retrieval.check("a", row(use), data)
+    retrieval.check("a", row(("ir",)), data)  # which needs none
+
+
+def test_of_pictures_one_is_enough_beside_the_text():
+    """Queries have no visible picture, as the batches say by having no key for it."""
+    present = dict(MadeUp(told(4).told).present("query"))
+    del present["rgb"]
+    complete = retrieval._complete(dict(use=("rgb", "ir", "text")), present)
+    assert np.flatnonzero(~complete).tolist() == [4]
+    assert not retrieval._complete(dict(use=("rgb", "text")), present).any()
+    assert retrieval._complete(dict(use=("rgb", "ir")), present).all()
+
+
+def test_queries_without_text_can_be_skipped_and_are_counted():
+    data = told(4, 7)
+    result = run(data, a=row(incomplete="skip"))["a"]
+    assert result["skipped"] == {"query": 2, "gallery": 0}
+    drawn = [data.draw("gallery", cameras=(1, 2, 4, 5), shots=1, trial=i) for i in range(10)]
+    kept = np.flatnonzero(data.told)
+    data.pixels["query"], data.tokens = data.pixels["query"][kept], data.tokens[kept]
+    data.tables["query"] = data.tables["query"].take(kept)
+    assert_means(result, [loop(data, ("ir", "text"), rows) for rows in drawn])
+
+
+def test_gallery_rows_are_skipped_after_the_draw():
+    """What a trial draws does not depend on what is complete, so trials of two settings stay comparable."""
+    data = MadeUp()
+    hidden = data.draw("gallery", cameras=(1, 2, 4, 5), shots=1, trial=0)[:3]
+    complete = np.ones(data.num_rows("gallery"), bool)
+    complete[hidden] = False
+    found = list(retrieval._galleries(retrieval.DEFAULTS | row(), complete, data))
+    for trial, rows in enumerate(found):
+        drawn = data.draw("gallery", cameras=(1, 2, 4, 5), shots=1, trial=trial)
+        assert rows.tolist() == [x for x in drawn if x not in set(hidden)]
+    assert len(found) == 10 and len(found[0]) == len(drawn) - 3
+
+
+def test_skipping_leaves_something():
+    with pytest.raises(DataError, match=r"evals.a: row 0 of split 'query' has no text") as error:
+        retrieval.check("a", row(("text",), incomplete="skip"), told(*range(MadeUp().num_rows("query"))))
+    assert "set incomplete" not in str(error.value)
+
+
+class Untold(MadeUp):
+    """The same where nothing has captions."""
+
+    def present(self, name):
+        return {m: x for m, x in super().present(name).items() if m != "text"}
+
+
+def test_text_of_a_split_without_captions_is_a_matter_of_the_config():
+    with pytest.raises(ConfigError, match=r"evals.all/mer uses text, of which split 'query' has none;") as error:
+        retrieval.check("all/mer", row(), Untold())
+    for way_out in ("data.text.tokenizer", "data.options.captioner", "data.options.query_captions"):
+        assert way_out in str(error.value)
+    gallery = dict(split="gallery", use=("rgb", "text"))
+    with pytest.raises(ConfigError, match="of which split 'gallery' has none"):
+        retrieval.check("a", row() | dict(gallery=gallery, trials=1), MadeUp())
+
+
+def drawing(**draw):
+    return dict(gallery=dict(split="gallery", use=("rgb",), draw=draw))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drawing(cameras=(1, 2), shots=0), r"evals.a: galleries: cannot draw cameras=\(1, 2\), shots=0"),
+        (drawing(cameras=(7,), shots=1), r"evals.a: galleries: no picture of cameras \(7,\); the split has cameras"),
+        (drawing(cameras=(1,)), "evals.a.gallery.draw lacks the key 'shots'"),
+        (drawing(cameras=(1,), shots=1, mode="all"), "evals.a.gallery.draw has a key 'mode'; there are cameras, shots"),
+        (dict(trials=0), "evals.a: trials=0, must be 1 or more"),
+        (dict(gallery=dict(split="gallery", use=("rgb",))), "trials=10, .* more than 1 needs gallery.draw"),
+        (dict(query=dict(split="query", use=("ir",), draw={})), "evals.a.query has a key 'draw'; there are split, use"),
+        (dict(cmc="image"), "evals.a: cmc='image', expected one of picture, identity"),
+        (dict(rank="identity"), "evals.a has a key 'rank'; there are query, gallery, junk, kind, trials, cmc"),
+        (dict(query=dict(split="query", use=("ir", "words"))), "data.modalities are .*, captions are 'text'"),
+    ],
+)
+def test_a_row_that_cannot_be_measured_is_refused_at_once(change, message):
+    data = MadeUp()
+    with pytest.raises(ConfigError, match=message) as error:
+        retrieval.check("a", row() | change, data)
+    assert not data.read and "\n" not in str(error.value)
+
+
+def test_what_the_method_cannot_do_is_named_with_the_row():
+    with pytest.raises(ConfigError, match="evals.odd: sums: cannot read text before a picture"):
+        run(MadeUp(), odd=row(gallery=dict(split="query", use=("text", "ir")), cameras=None))
+    data = MadeUp()
+    with pytest.raises(ConfigError, match="evals.odd: options=.*'neck'.* do not fit the method"):
+        run(data, odd=row(options=dict(neck="backup")))
+    assert not data.read

@@ -1,0 +1,334 @@
+"""TVI-LFM in small: what stands still and what moves, what a vector is made of, and two stages from end to end."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close, load_config, open_tiny, start, tiny_tvi_config
+from flax import traverse_util
+
+from jax_mmreid import evaluate, evaluators, experiment, optim, train
+from jax_mmreid.batch import DataError
+from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.config import ConfigError
+from jax_mmreid.models import pretrained
+from jax_mmreid.ops import augment
+from jax_mmreid.recipes.tvi_lfm import ROWS
+from jax_mmreid.sharding import to_global
+
+
+@pytest.fixture(scope="module")
+def base(drawn_sysu, tmp_path_factory):
+    """The workdir of a finished stage "base"."""
+    config, workdir = tiny_tvi_config(drawn_sysu, "base"), tmp_path_factory.mktemp("base")
+    data = open_tiny(config)
+    train.train(config, workdir, data)
+    evaluate.evaluate(config, workdir, data)
+    return workdir
+
+
+def begin(config, workdir):
+    """Experiment, data and the state before step 0, as training makes it."""
+    data = open_tiny(config)
+    exp = experiment.build(config, data, devices=jax.devices()[:1])
+    with Checkpoints(workdir) as checkpoints:
+        return exp, data, train.start_or_resume(config, exp, data, checkpoints)
+
+
+def some_steps(config, workdir, steps=3):
+    exp, data, state = begin(config, workdir)
+    before, step = jax.device_get(state), train.compile_step(config, exp, exp.phases[-1])
+    for batch in data.train(0, steps):
+        state, scalars = step(state, to_global(batch, exp.mesh))
+    return before, jax.device_get(state), jax.device_get(scalars)
+
+
+def moved(before, after):
+    """Which leaves differ, by path."""
+    flat = traverse_util.flatten_dict(before, sep="/"), traverse_util.flatten_dict(after, sep="/")
+    return {path for path in flat[0] if np.any(flat[0][path] != flat[1][path])}
+
+
+@pytest.mark.parametrize("statistics", ["train", "eval"])
+def test_the_visual_part_stands_still(drawn_sysu, base, tmp_path, statistics):
+    config = tiny_tvi_config(drawn_sysu, init=str(base), **{"model.frozen_bn": statistics})
+    before, after, scalars = some_steps(config, tmp_path)
+    assert np.isfinite(scalars["loss"])
+    assert set(before.params) == {"text", "head"} and set(before.frozen) == {"image", "pool", "backup", "logit_scale"}
+    assert not moved(before.frozen, after.frozen)
+    assert not moved(before.batch_stats["backup"], after.batch_stats["backup"])
+    drifted = moved(before.batch_stats["image"], after.batch_stats["image"])
+    assert len(drifted) == (len(jax.tree.leaves(before.batch_stats["image"])) if statistics == "train" else 0)
+    still = set(traverse_util.flatten_dict(before.params, sep="/")) - moved(before.params, after.params)
+    assert not still
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_exponent_of_the_pool_learns_in_row_b_alone(drawn_sysu, base, tmp_path, row):
+    config = tiny_tvi_config(drawn_sysu, row=row, init=str(base))
+    before, after, _ = some_steps(config, tmp_path, steps=1)
+    assert ("pool" in before.params) == (row == "B")
+    if row == "B":
+        moves = (before.params["pool"]["p"] - after.params["pool"]["p"]) / config.optim.lr.visual
+        assert abs(moves) == pytest.approx(config.optim.schedule.warmup_factor, rel=1e-2)  # one step of Adam
+
+
+def test_the_backup_is_the_base_model(drawn_sysu, base, tmp_path):
+    """Before its first step, stage lfm scores infrared queries by the backup exactly as stage base did."""
+    config = tiny_tvi_config(drawn_sysu, init=str(base))
+    exp, data, state = begin(config, tmp_path)
+    results = evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
+    earlier = json.loads((base / "results.json").read_text())["evals"]["all/ir"]
+    for key in ("mAP", "mINP", "rank1", "rank20"):
+        assert results["all/ir_backup"][key] == earlier[key] == results["all/ir"][key]
+
+
+@pytest.fixture(scope="module")
+def encoded(drawn_sysu, base, tmp_path_factory):
+    """(method, variables, features of all queries) after three steps of stage lfm."""
+    config = tiny_tvi_config(drawn_sysu, init=str(base))
+    _, after, _ = some_steps(config, tmp_path_factory.mktemp("encoded"))
+    exp, data, _ = start(config)
+    method, variables = exp.phases[-1].method, after.variables
+    (batch,) = data.split("query")
+    batch = batch | {"images": {m: augment.normalise(x) for m, x in batch["images"].items()}}
+    return method, variables, batch, method.encode(variables, batch)
+
+
+def test_vectors_have_unit_length(encoded):
+    method, variables, _, features = encoded
+    for options, use in (({}, ("ir",)), ({"neck": "backup"}, ("ir",)), ({}, ("text",)), ({}, ("ir", "text"))):
+        x = dataclasses.replace(method, **options).embed(variables, features, use)
+        np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
+
+
+def test_the_ensemble_ranks_by_the_sum_of_three_scores(encoded):
+    method, variables, _, features = encoded
+    parts = [method.embed(variables, features, use) for use in (("ir", "text"), ("ir",), ("text",))]
+    gallery = jax.random.normal(jax.random.PRNGKey(0), (50, parts[0].shape[1]))
+    summed = sum(x @ gallery.T for x in parts)
+    together = dataclasses.replace(method, ensemble=True).embed(variables, features, ("ir", "text")) @ gallery.T
+    np.testing.assert_array_equal(np.argsort(-summed, axis=1), np.argsort(-together, axis=1))
+
+
+def test_a_fused_query_is_infrared_plus_what_text_adds(encoded):
+    method, variables, _, features = encoded
+    same = features | {"text": dict.fromkeys(("rgb", "ir"), features["text"]["rgb"])}
+    ir, fused = (method.embed(variables, same, use) for use in (("ir",), ("ir", "text")))
+    np.testing.assert_allclose(ir, fused, atol=1e-5)
+    unfiltered = dataclasses.replace(method, sff=False).embed(variables, same, ("ir", "text"))
+    assert np.abs(unfiltered - ir).max() > 1e-2
+
+
+def test_a_row_does_not_depend_on_its_batch(encoded):
+    method, variables, batch, features = encoded
+    one = method.encode(variables, jax.tree.map(lambda x: x[3:4], batch))
+    assert_trees_close(one, jax.tree.map(lambda x: x[3:4], features), atol=1e-5, rtol=1e-4)
+
+
+def test_what_follows_the_end_of_a_caption_changes_nothing(encoded):
+    method, variables, batch, features = encoded
+    behind = {m: np.arange(ids.shape[1]) > ids.argmax(axis=1)[:, None] for m, ids in batch["text"].items()}
+    assert any(x.any() for x in behind.values())
+    other = {m: np.where(behind[m], 7, ids) for m, ids in batch["text"].items()}
+    again = method.encode(variables, batch | {"text": other})
+    assert_trees_close(features["text"], again["text"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("use, neck", [(("rgb", "ir"), "live"), (("rgb", "text"), "live"), (("text",), "backup")])
+def test_vectors_that_there_are_not(encoded, use, neck):
+    method, variables, _, features = encoded
+    with pytest.raises(ValueError, match=f"the {neck} neck has no vector"):
+        dataclasses.replace(method, neck=neck).embed(variables, features, use)
+
+
+@pytest.mark.parametrize("stage", ["base", "lfm"])
+@pytest.mark.parametrize("noise", [np.nan, 1e30, -7.0])
+def test_pixels_of_absent_pictures_change_nothing(drawn_sysu, stage, noise):
+    exp, data, state = start(tiny_tvi_config(drawn_sysu, stage))
+    method = exp.phases[-1].method
+    (batch,) = data.train(0, 1)
+    batch["images"]["rgb_strong"] = batch["images"]["rgb"]
+    images = {m: augment.normalise(x) for m, x in batch["images"].items()}
+    present = batch["present"] | {"ir": np.arange(8) > 2}
+    spoilt = images | {"ir": jnp.where(present["ir"][:, None, None, None], images["ir"], noise)}
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, images):
+        out = method.loss(params, state, batch | {"images": images, "present": present}, {})
+        return sum(out.terms.values())
+
+    params = state.variables["params"]
+    assert_trees_close(loss(params, images), loss(params, spoilt), atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, shape", [("base", (8, 1)), ("lfm", (4, 2))])
+def test_eight_devices_equal_one(drawn_sysu, base, tmp_path, stage, shape):
+    """Three steps; Adam's eps is raised as in test_sharding."""
+
+    def run(devices, folder, **mesh):
+        config = tiny_tvi_config(drawn_sysu, stage, init=str(base), **{"optim.eps": 1e-3}, **mesh)
+        data = open_tiny(config)
+        exp = experiment.build(config, data, devices=devices)
+        with Checkpoints(tmp_path / folder) as checkpoints:
+            state = train.start_or_resume(config, exp, data, checkpoints)
+        step = train.compile_step(config, exp, exp.phases[-1])
+        for batch in data.train(0, 3):
+            state, scalars = step(state, to_global(batch, exp.mesh))
+        return jax.device_get((state, scalars))
+
+    one = run(jax.devices()[:1], "one")
+    many = run(jax.devices(), "many", **{"mesh.data": shape[0], "mesh.model": shape[1]})
+    assert_trees_close(one, many, atol=1e-4, rtol=1e-4)
+
+
+def test_both_stages_end_in_a_table(drawn_sysu, base, tmp_path):
+    config = tiny_tvi_config(drawn_sysu, init=str(base), eval_every=1)
+    data = open_tiny(config)
+    train.train(config, tmp_path, data)
+    results = evaluate.evaluate(config, tmp_path, data)["evals"]
+    assert list(results) == [f"all/{kind}" for kind in ("ir_backup", "ir", "text", "fusion", "mer")]
+    assert all(0 < row["mAP"] <= 1 and row["trials"] == 3 for row in results.values())
+    weights = pretrained.load(tmp_path)
+    assert "params/backup/head/classifier/kernel" in weights and "batch_stats/backup/head/neck/mean" in weights
+
+
+def test_a_stopped_run_goes_on_without_a_seam(drawn_sysu, base, tmp_path):
+    whole = tiny_tvi_config(drawn_sysu, init=str(base))
+    part = tiny_tvi_config(drawn_sysu, init=str(base))
+    data = open_tiny(whole)
+    train.train(whole, tmp_path / "whole", data)
+    steps = data.steps_per_epoch
+    with Checkpoints(tmp_path / "whole") as checkpoints:
+        assert checkpoints.last() == 2 * steps
+    (tmp_path / "part").mkdir()
+    exp, _, state = begin(part, tmp_path / "part")
+    step = train.compile_step(part, exp, exp.phases[-1])
+    for batch in data.train(0, steps):
+        state, _ = step(state, to_global(batch, exp.mesh))
+    meta = {"fingerprint": data.fingerprint, "config_hash": "", "seed": part.seed}
+    with Checkpoints(tmp_path / "part") as checkpoints:
+        checkpoints.save(steps, state, meta)
+    train.train(part, tmp_path / "part", data)
+    one, other = (pretrained.load(tmp_path / name) for name in ("whole", "part"))
+    assert_trees_close(dict(one), dict(other), atol=0)
+
+
+# Table 3.1 of the published optimizer: one leaf each, its learning rate and decay in stage lfm.
+LEAVES = {
+    "text/block_3/attention/qkv/kernel": "text",
+    "text/block_3/ln_1/norm/scale": "text",
+    "text/block_3/ln_1/norm/bias": "text_bias",
+    "text/block_3/fc/bias": "text_bias",
+    "text/token_embedding": "embedding",
+    "text/position_embedding": "embedding",
+    "text/ln_final/norm/bias": "embedding",
+    "text/projection": "embedding",
+    "head/neck/scale": "head",
+    "head/neck/bias": "head",
+    "head/classifier/kernel": "head",
+    "image/layer1_0/conv1/kernel": "frozen",
+    "backup/pool/p": "frozen",
+    "pool/p": "frozen",
+}
+RATES = {
+    "sysu_mm01": dict(text=(3.5e-4, 5e-4), text_bias=(7e-4, 5e-4), embedding=(3.5e-4, 5e-4), head=(7e-4, 5e-4)),
+    "llcm": dict(text=(3.5e-4, 5e-4), text_bias=(7e-4, 5e-4), embedding=(3.5e-4, 5e-4), head=(7e-4, 5e-4)),
+    "regdb": dict(text=(1e-5, 5e-4), text_bias=(2e-5, 0.0), embedding=(2e-3, 5e-4), head=(4e-3, 5e-4)),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_groups_rates_and_decay_are_the_published_ones(name):
+    config = load_config(name)
+    groups = optim.group_names(traverse_util.unflatten_dict(LEAVES, sep="/"), config.optim.rules)
+    assert traverse_util.flatten_dict(groups, sep="/") == LEAVES
+    found = {g: (config.optim.lr[g], config.optim.decay.get(g, config.optim.weight_decay)) for g in config.optim.lr}
+    assert found == RATES[name]
+    base = load_config(name, "stage=base")
+    visual = RATES[name]["embedding"][0]
+    assert base.optim.lr.to_dict() == {"visual": visual, "head": 2 * visual} and base.optim.weight_decay == 5e-4
+
+
+def test_the_ablation_is_one_word():
+    for row, (sff, mjl, llm, mer) in {
+        "B": (False, False, False, False),
+        "B+SFF": (True, False, False, False),
+        "B+SFF+MJL": (True, True, False, False),
+        "+LLM": (True, True, True, False),
+        "+MER": (True, True, False, True),
+        "full": (True, True, True, True),
+    }.items():
+        config = load_config("sysu_mm01", f"row={row}")
+        assert (config.model.sff, config.model.mjl) == (sff, mjl)
+        assert (config.data.options.rephrased, config.data.text.rephrased) == (llm, 0.5 if llm else 0.0)
+        assert ("all/mer" in config.evals) == ("indoor/mer" in config.evals) == mer
+
+
+def test_rows_that_differ_at_test_alone_are_one_run():
+    from jax_mmreid.config import config_hash
+
+    for one, other in (("B+SFF+MJL", "+MER"), ("+LLM", "full")):
+        assert config_hash(load_config("llcm", f"row={one}")) == config_hash(load_config("llcm", f"row={other}")), one
+    assert config_hash(load_config("llcm", "row=full")) != config_hash(load_config("llcm", "row=+MER"))
+
+
+def test_the_protocols():
+    sysu, regdb = load_config("sysu_mm01", "shots=10"), load_config("regdb", "trial=7")
+    assert sysu.evals["indoor/mer"].gallery.draw.to_dict() == {"cameras": (1, 2), "shots": 10}
+    row = sysu.evals["all/ir"]
+    assert (row.junk, row.cmc, row.trials) == ("sysu_cameras", "identity", 10)
+    assert regdb.data.options.trial == 7 and "cmc" not in regdb.evals["t2v/mer"]
+    assert regdb.evals["v2t/ir"].query.use == ("rgb",) and regdb.evals["v2t/ir"].gallery.use == ("ir",)
+    rules = {p: load_config("llcm", f"protocol={p}").evals for p in ("llcm", "official")}
+    assert {name: row.junk for name, row in rules["official"].items() if row.junk != rules["llcm"][name].junk} == {
+        "all/ir": "none",
+        "all/ir_backup": "none",
+    }
+
+
+def test_stage_lfm_needs_a_base_run(drawn_sysu, tmp_path):
+    config = tiny_tvi_config(drawn_sysu)
+    with pytest.raises(ConfigError, match="config.init"):
+        train.train(config, tmp_path, open_tiny(config))
+
+
+def test_stage_lfm_needs_the_pictures_part(drawn_sysu, base, tmp_path):
+    weights = {path: x for path, x in pretrained.load(base).items() if path.split("/")[1] == "text"}
+    pretrained.save(tmp_path / "text", weights, {})
+    config = tiny_tvi_config(drawn_sysu, init=str(tmp_path / "text"))
+    with pytest.raises(DataError, match="head, image, pool"):
+        train.train(config, tmp_path / "run", open_tiny(config))
+
+
+def test_stage_lfm_needs_captions(drawn_sysu):
+    config = tiny_tvi_config(drawn_sysu, **{"data.text.tokenizer": "", "data.text.rephrased": 0.0})
+    with pytest.raises(ConfigError, match="data.options.captioner"):
+        experiment.build(config, open_tiny(config))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model.stage": "third"}, "model.stage='third'"),
+        ({"model.frozen_bn": "off"}, "model.frozen_bn='off'"),
+        ({"model.text.heads": 3}, "does not divide"),
+        ({"model.text.vocab": 20}, "model.text.vocab=20 is too small"),
+        ({"model.text.context": 5}, "model.text.context=5 is too small"),
+    ],
+)
+def test_settings_that_cannot_be(drawn_sysu, changes, message):
+    config = tiny_tvi_config(drawn_sysu, **changes)
+    with pytest.raises(ConfigError, match=message):
+        experiment.build(config, open_tiny(config))
+
+
+@pytest.mark.parametrize("arg", ["stage=third", "row=C"])
+def test_arguments_that_do_not_exist(arg):
+    with pytest.raises(ConfigError, match="expected one of"):
+        load_config("sysu_mm01", arg)
