@@ -13,7 +13,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # A step that two tests share is compiled once, in other test processes and in subprocesses too.
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# What tests compute is small and compiled once: LLVM's optimisations take longer than they save.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 

@@ -66,14 +66,14 @@ def test_the_visual_part_stands_still(drawn_sysu, base, tmp_path, statistics):
     assert not still
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_the_exponent_of_the_pool_learns_in_row_b_alone(drawn_sysu, base, tmp_path, row):
-    config = tiny_tvi_config(drawn_sysu, row=row, init=str(base))
+def test_the_exponent_of_the_pool_learns_in_row_b_alone(drawn_sysu, base, tmp_path):
+    for row in ROWS:
+        exp = experiment.build(config := tiny_tvi_config(drawn_sysu, row=row), open_tiny(config), jax.devices()[:1])
+        assert ("pool" in exp.abstract.params) == (row == "B")
+    config = tiny_tvi_config(drawn_sysu, row="B", init=str(base))
     before, after, _ = some_steps(config, tmp_path, steps=1)
-    assert ("pool" in before.params) == (row == "B")
-    if row == "B":
-        moves = (before.params["pool"]["p"] - after.params["pool"]["p"]) / config.optim.lr.visual
-        assert abs(moves) == pytest.approx(config.optim.schedule.warmup_factor, rel=1e-2)  # one step of Adam
+    moves = (before.params["pool"]["p"] - after.params["pool"]["p"]) / config.optim.lr.visual
+    assert abs(moves) == pytest.approx(config.optim.schedule.warmup_factor, rel=1e-2)  # one step of Adam
 
 
 def test_the_backup_is_the_base_model(drawn_sysu, base, tmp_path):
@@ -146,7 +146,7 @@ def test_vectors_that_there_are_not(encoded, use, neck):
 
 
 @pytest.mark.parametrize("stage", ["base", "lfm"])
-@pytest.mark.parametrize("noise", [np.nan, 1e30, -7.0])
+@pytest.mark.parametrize("noise", [np.nan, -7.0])
 def test_pixels_of_absent_pictures_change_nothing(drawn_sysu, stage, noise):
     exp, data, state = start(tiny_tvi_config(drawn_sysu, stage))
     method = exp.phases[-1].method
