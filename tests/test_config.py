@@ -22,6 +22,7 @@ from jax_mmreid.config import (
     missing_evals,
     parse_arg,
     parse_eta,
+    take_arg,
     to_json,
 )
 from jax_mmreid.recipes.miss_reid import MISS_REID_ROWS
@@ -200,6 +201,11 @@ def test_json_survives_a_file_and_equals_itself():
     assert to_json(ConfigDict(to_json(config))) == to_json(config)
 
 
+def test_one_word_is_taken_out_of_an_argument():
+    assert take_arg("a=1,method=clip,b=2", method="x") == ("clip", "a=1,b=2")
+    assert take_arg("", method="x") == ("x", "") == take_arg(None, method="x")
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_builds_and_watches_a_row_it_has(file):
     config = load_config(file.stem)
@@ -208,6 +214,15 @@ def test_every_config_builds_and_watches_a_row_it_has(file):
     assert config.best.rpartition("/")[0] in config.evals
     for row in config.evals.values():
         assert set(row.get("mean_of", ())) <= set(config.evals)
+
+
+@pytest.mark.parametrize("stage, trained", [("base", {"image", "pool", "head"}), ("lfm", {"text", "head"})])
+def test_the_quickstart_builds_for_both_stages_of_tvi_lfm(stage, trained):
+    config = load_config("quickstart", f"method=tvi_lfm,stage={stage}")
+    assert set(build(config).abstract.params) == trained
+    assert bool(config.requires_init) == (stage == "lfm")
+    with pytest.raises(ConfigError, match="method=other: expected one of miss_reid, tvi_lfm"):
+        load_config("quickstart", "method=other")
 
 
 @pytest.mark.parametrize("row", MISS_REID_ROWS)

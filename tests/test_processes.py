@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import start, tiny_config
+from conftest import start, tiny_config, tiny_tvi_config
 from flax import traverse_util
 
 from jax_mmreid.models import pretrained
@@ -16,30 +16,30 @@ from jax_mmreid.models import pretrained
 RUN = """
 import sys
 import jax
-index, count, port, folder, workdir, init = sys.argv[1:]
+index, count, port, method, folder, workdir, init = sys.argv[1:]
 if int(count) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
-from conftest import open_tiny, tiny_config
+import conftest
+from conftest import open_tiny
 from jax_mmreid import evaluate, train
 changes = {"mesh.data": -1, "data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3, "init": init}
-config = tiny_config(folder, eta="0.3", **changes)
+config = getattr(conftest, method)(folder, **changes)
+config.missing.eta = (0.3,) * 3 if len(config.data.modalities) == 3 else (0.0,) * 2
 data = open_tiny(config, (jax.process_index(), jax.process_count()))
 train.train(config, workdir, data)
 evaluate.evaluate(config, workdir, data)
 """
 
 
-def run(folder, workdir, count, port, init):
+def run(method, folder, workdir, count, port, init):
     """results.json of a run by `count` processes that share eight virtual devices."""
     flags = f"--xla_force_host_platform_device_count={8 // count}"
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     command = [sys.executable, "-c", RUN]
+    given = (method, str(folder), str(workdir), str(init))
     processes = [
-        subprocess.Popen(
-            [*command, str(i), str(count), str(port), str(folder), str(workdir), str(init)], env=environment
-        )
-        for i in range(count)
+        subprocess.Popen([*command, str(i), str(count), str(port), *given], env=environment) for i in range(count)
     ]
     try:
         assert [process.wait(timeout=300) for process in processes] == [0] * count
@@ -50,14 +50,17 @@ def run(folder, workdir, count, port, init):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(drawn, tmp_path):
+@pytest.mark.parametrize("make", [tiny_config, tiny_tvi_config])
+def test_two_processes_equal_one(request, tmp_path, make):
+    folder = request.getfixturevalue("drawn" if make is tiny_config else "drawn_sysu")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    variables = start(tiny_config(drawn, seed=2))[2].variables
+    variables = start(make(folder, seed=2))[2].variables
     weights = traverse_util.flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
     pretrained.export(tmp_path / "init.safetensors", weights, "jax_mmreid")
-    one, two = (run(drawn, tmp_path / str(count), count, port, tmp_path / "init.safetensors") for count in (1, 2))
+    init = tmp_path / "init.safetensors"
+    one, two = (run(make.__name__, folder, tmp_path / str(count), count, port, init) for count in (1, 2))
     assert one["config_hash"] == two["config_hash"]
     for name, row in one["evals"].items():
         assert row == pytest.approx(two["evals"][name], abs=1e-6), name

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import assert_trees_close
 from flax import traverse_util
 from parity import close, init, normal, randomized, shapes, stds, to_torch
 
 from jax_mmreid.models.heads import GeM
+from jax_mmreid.models.norm import BatchNorm
 from jax_mmreid.models.resnet import Bottleneck, ResNet, Stem
 
 BLOCKS = (3, 4, 6, 3)
@@ -286,3 +288,36 @@ def test_bfloat16_stays_near_float32_and_statistics_stay_float32():
     for path, x in traverse_util.flatten_dict(updated["batch_stats"]).items():
         assert x.dtype == jnp.float32, path
         assert relative(x, traverse_util.flatten_dict(stats)[path]) < 0.01, path
+
+
+def kept(model, images):
+    """Bytes that a training pass keeps for its backward pass, and the gradient of the map's squares."""
+    variables = model.init(jax.random.PRNGKey(0), images, train=False)
+
+    def total(params):
+        x, _ = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return jnp.square(x).sum()
+
+    residuals = jax.eval_shape(lambda params: jax.vjp(total, params)[1], variables["params"])
+    grads = jax.jit(jax.grad(total))(variables["params"])
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(residuals)), grads
+
+
+def test_remat_keeps_less_and_changes_nothing():
+    images = {name: jax.random.normal(jax.random.PRNGKey(i), (4, 64, 32, 3)) for i, name in enumerate(("rgb", "ir"))}
+    (plain, grads), (less, again) = (kept(ResNet(blocks=(2, 2, 2, 2), width=8, remat=x), images) for x in (False, True))
+    assert less < plain / 2
+    assert_trees_close(grads, again, atol=1e-4, rtol=1e-3)
+
+
+def test_batch_norm_keeps_its_input_and_moments():
+    """In bfloat16, of which a copy in float32 would be twice as large."""
+    x = jnp.ones((4, 16, 16, 8), jnp.bfloat16)
+    norm = BatchNorm(use_bias=True)
+    variables = norm.init(jax.random.PRNGKey(0), x, train=False)
+
+    def total(x):
+        return norm.apply(variables, x, train=True, mutable=["batch_stats"])[0].sum()
+
+    residuals = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(total, x)[1], x))
+    assert sum(r.size * r.dtype.itemsize for r in residuals) < 1.1 * x.size * x.dtype.itemsize

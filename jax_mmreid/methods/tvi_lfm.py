@@ -207,6 +207,7 @@ def create(
     image: dict,
     text: dict,
     dtype: str,
+    remat: bool,
 ) -> TVILFM:
     """Builds the method from `config.model`; raises ConfigError for settings or data that do not go together.
 
@@ -233,13 +234,13 @@ def create(
     for key, have, needed in (("vocab", text["vocab"], data.vocab), ("context", text["context"], data.text_length)):
         if needed > have:
             raise ConfigError(f"model.text.{key}={have} is too small for captions that need {needed}")
-    kind = jnp.dtype(dtype)
-    tower = ResNet(**image, stems=MODALITIES, stem_relu=stem_relu, dtype=kind)
+    common = dict(dtype=jnp.dtype(dtype), remat=remat)
+    tower = ResNet(**image, stems=MODALITIES, stem_relu=stem_relu, **common)
     return TVILFM(
         image=tower,
         pool=GeM(),
         head=Head(len(data.pids), neck_bias=True),
-        text=TextTower(**text, dim=32 * tower.width, dtype=kind),
+        text=TextTower(**text, dim=32 * tower.width, **common),
         stage=stage,
         sff=sff,
         mjl=mjl,

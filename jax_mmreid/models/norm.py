@@ -1,10 +1,13 @@
 """Batch normalisation as PyTorch computes it, with a mask over rows: the neck's (vectors) and the ResNet's (maps)."""
 
+import functools
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from jax_mmreid.ops import masked
 
@@ -23,27 +26,44 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, where: Array | None = None, *, train: bool) -> Array:
-        dim, dtype = x.shape[-1], x.dtype
+        dim = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (dim,))
         scale = self.param("scale", nn.initializers.ones, (dim,))
-        x = x.astype(jnp.float32)
-        if train:
-            if where is not None:
-                x = masked.blank(x, where)  # first: NaN times a gradient of zero is NaN
-            mean, count = _mean(x, where)
-            var, _ = _mean(jnp.square(x - mean), where)
-            if not self.is_initializing():
-                keep = jnp.where(count > 0, self.momentum, 1.0)
-                unbiased = var * count / jnp.maximum(count - 1.0, 1.0)
-                running_mean.value = keep * running_mean.value + (1.0 - keep) * mean
-                running_var.value = keep * running_var.value + (1.0 - keep) * unbiased
-        else:
-            mean, var = running_mean.value, running_var.value
-        y = (x - mean) * jnp.reciprocal(jnp.sqrt(var + self.eps)) * scale
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (dim,))
-        return y.astype(dtype)
+        bias = self.param("bias", nn.initializers.zeros, (dim,)) if self.use_bias else 0.0
+        if not train:
+            return _affine(x, running_mean.value, running_var.value, scale, bias, self.eps)
+        y, mean, var, count = _normalise(x, where, scale, bias, self.eps)
+        if not self.is_initializing():
+            keep = jnp.where(count > 0, self.momentum, 1.0)
+            unbiased = var * count / jnp.maximum(count - 1.0, 1.0)
+            running_mean.value = keep * running_mean.value + (1.0 - keep) * mean
+            running_var.value = keep * running_var.value + (1.0 - keep) * unbiased
+        return y
+
+
+@functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("moment"), static_argnums=4)
+def _normalise(
+    x: Array, where: Array | None, scale: Array, bias: Array | float, eps: float
+) -> tuple[Array, Array, Array, Array | float]:
+    """x normalised by itself, and the mean [D], the variance [D] and the count of the values.
+
+    The backward pass makes all but the moments from x again. What it would else keep of every layer, in float32, is
+    most of what it takes to train a ResNet.
+    """
+    values = x.astype(jnp.float32)
+    if where is not None:
+        values = masked.blank(values, where)  # first: NaN times a gradient of zero is NaN
+    mean, count = _mean(values, where)
+    mean = checkpoint_name(mean, "moment")
+    var = checkpoint_name(_mean(jnp.square(values - mean), where)[0], "moment")
+    return _affine(values, mean, var, scale, bias, eps).astype(x.dtype), mean, var, count
+
+
+def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array | float, eps: float) -> Array:
+    """x [B,...,D] less the mean, over the deviation, times the scale, plus the bias; computed in float32."""
+    y = (x.astype(jnp.float32) - mean) * jnp.reciprocal(jnp.sqrt(var + eps)) * scale + bias
+    return y.astype(x.dtype)
 
 
 def _mean(x: Array, where: Array | None) -> tuple[Array, Array | float]:

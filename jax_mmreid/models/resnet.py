@@ -46,7 +46,7 @@ class Bottleneck(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         def bn(x, name):
             return BatchNorm(use_bias=True, name=name)(x, train=train)
 
@@ -66,7 +66,8 @@ class ResNet(nn.Module):
     bottleneck's; it doubles with every layer, so that D is 32 * width, 2048 for ResNet-50. Rows come in the order of
     `stems`, and all of them share the trunk's batch statistics. A modality that is not in `images` is left out;
     initialisation needs all of them. TVI-LFM's stems have no ReLU. With `last_stride` 2 the map is the classifier's,
-    H/32. Raises ValueError for images without a stem, and for `blocks` of another number of layers.
+    H/32. `remat` recomputes a bottleneck's inside in the backward pass instead of keeping it. Raises ValueError for
+    images without a stem, and for `blocks` of another number of layers.
     """
 
     stems: tuple[str, ...] = ("rgb", "ir")
@@ -74,6 +75,7 @@ class ResNet(nn.Module):
     last_stride: int = 1
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -89,8 +91,9 @@ class ResNet(nn.Module):
             raise ValueError(f"blocks {self.blocks}: a ResNet has {len(strides)} layers of at least one each")
         stem = functools.partial(Stem, self.width, self.stem_relu, self.dtype)
         x = jnp.concatenate([stem(name=f"{name}_stem")(images[name], train=train) for name in names])
+        bottleneck = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
         for k, (count, stride) in enumerate(zip(self.blocks, strides)):
             for i in range(count):
-                block = Bottleneck(self.width * 2**k, stride if i == 0 else 1, self.dtype, name=f"layer{k + 1}_{i}")
-                x = block(x, train=train)
+                block = bottleneck(self.width * 2**k, stride if i == 0 else 1, self.dtype, name=f"layer{k + 1}_{i}")
+                x = block(x, train)
         return x.astype(jnp.float32)

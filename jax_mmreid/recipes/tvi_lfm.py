@@ -19,6 +19,7 @@ MODEL = dict(
     frozen_bn="train",  # of stage lfm, as published; eval: the frozen tower keeps its statistics
     stem_relu=False,  # as published; True: ResNet's own stem
     dtype="float32",  # of convolutions and matrix products; or bfloat16
+    remat=False,  # True: the towers recompute a block's inside in the backward pass, for less memory
 )
 IMAGE = dict(blocks=(3, 4, 6, 3), width=64)  # ResNet-50
 TEXT = dict(vocab=49408, context=77, width=512, layers=12, heads=8)  # of CLIP's RN50
