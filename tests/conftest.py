@@ -48,7 +48,7 @@ def tiny_config(folder, row="F", eta="0", modalities="rgb/nir/tir", **changes) -
     config = miss_reid("synthetic", row=row, eta=eta, modalities=modalities, epochs=3, text_epoch=3)
     config.data.data_dir = str(folder)
     config.data.options = dict(seed=0, num_train_ids=12, num_test_ids=5, cameras=3, images_per_camera=2, height=32)
-    config.data.update(image_size=(32, 16), identities=4, instances=2, eval_batch_size=16, threads=0)
+    config.data.image_size = (32, 16)
     config.aug.update(pad=2)
     config.model.image.update(patch=8, width=16, layers=2, heads=2, position_std=0.5)
     config.model.text.update(width=8, layers=1, heads=2)
@@ -57,13 +57,7 @@ def tiny_config(folder, row="F", eta="0", modalities="rgb/nir/tir", **changes) -
     config.model.inversion.hidden = 10
     config.optim.lr = dict.fromkeys(config.optim.lr, 1e-3)
     config.optim.schedule.update(warmup=1, reference=1e-3)
-    config.mesh.data = 1
-    config.eval_every = 0
-    config.save_every = 1
-    config.log_every = 2
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    return config.lock()
+    return _in_seconds(config, changes)
 
 
 @pytest.fixture(scope="session")
@@ -82,13 +76,19 @@ def tiny_tvi_config(folder, stage="lfm", row="full", **changes) -> ConfigDict:
     config.data.data_dir = str(folder)
     drawn = dict(layout="sysu_mm01", seed=0, num_train_ids=10, num_test_ids=4, images_per_camera=1, height=32)
     config.data.options.update(drawn)
-    config.data.update(image_size=(32, 16), identities=4, instances=2, eval_batch_size=16, threads=0)
+    config.data.image_size = (32, 16)
     if stage == "lfm":
         config.data.text.update(tokenizer="train", vocab_size=520)
     config.aug.update(pad=2)
     config.model.image.update(blocks=(1, 1, 1, 1), width=4)
     config.model.text.update(vocab=520, width=8, layers=1, heads=2)
     config.optim.schedule.update(warmup=1)
+    return _in_seconds(config, changes)
+
+
+def _in_seconds(config: ConfigDict, changes: dict) -> ConfigDict:
+    """One device, no evaluation in between, and `changes` of dotted fields."""
+    config.data.update(identities=4, instances=2, eval_batch_size=16, threads=0)
     config.mesh.data = 1
     config.eval_every = 0
     config.save_every = 1
