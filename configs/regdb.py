@@ -2,7 +2,7 @@
 
 python -m jax_mmreid.main --config=configs/regdb.py:stage=base,trial=3 --config.init=weights/resnet50,weights/clip_rn50 --config.data.data_dir=... --workdir=runs/regdb3_base
 python -m jax_mmreid.main --config=configs/regdb.py:stage=lfm,trial=3 --config.init=runs/regdb3_base --config.data.data_dir=... --workdir=runs/regdb3_lfm
-python launch/tvi_lfm.py --config=configs/regdb.py --init=weights/resnet50,weights/clip_rn50 --config.data.data_dir=... --workdir=runs/regdb
+python launch/tvi_lfm.py --config=configs/regdb.py --trials=1-10 --init=weights/resnet50,weights/clip_rn50 --config.data.data_dir=... --workdir=runs/regdb
 
 The last line trains both stages of all ten trials and averages them. stage, row, epochs: as in sysu_mm01.py. trial: 1
 to 10; each has identities of its own, so a model is scored on the trial it was trained on, unless --force says else.

@@ -75,13 +75,11 @@ class TVILFM:
         """Stage "lfm" keeps a copy of the pool, neck and classifier it begins with."""
         if self.stage == "base":
             return state
-        copied = jax.tree.map(jnp.copy, state.variables)
-        params, stats = copied["params"], copied["batch_stats"]
-        backup = {"pool": params["pool"], "head": params["head"]}
-        return state.replace(
-            frozen=state.frozen | {"backup": backup},
-            batch_stats=state.batch_stats | {"backup": {"head": stats["head"]}},
-        )
+        params = {part: state.variables["params"][part] for part in ("pool", "head")}
+        # Copies, since the step takes over the memory of the state: no array may stand in it twice.
+        params, stats = jax.tree.map(jnp.copy, (params, {"head": state.batch_stats["head"]}))
+        frozen, batch_stats = state.frozen | {"backup": params}, state.batch_stats | {"backup": stats}
+        return state.replace(frozen=frozen, batch_stats=batch_stats)
 
     def loss(self, params: Any, state: TrainState, batch: Batch, rngs: dict[str, Array]) -> LossOut:
         blanked = _blanked(batch)
