@@ -80,7 +80,8 @@ def test_a_stage_that_fails_ends_it(driver, commands, tmp_path):
 def test_text_finds_what_infrared_alone_does_not(driver, tmp_path):
     """The quickstart: fusion beats infrared alone by far, the ensemble beats fusion."""
     config = f"--config={ROOT}/configs/quickstart.py:method=tvi_lfm"
-    assert driver.main([config, f"--workdir={tmp_path}", f"--config.data.data_dir={tmp_path}/data"]) == 0
+    fields = [f"--config.data.data_dir={tmp_path}/data", "--config.mesh.data=1"]
+    assert driver.main([config, f"--workdir={tmp_path}", *fields]) == 0
     table = json.loads((tmp_path / "results.json").read_text())
     found = {name: row["mAP"][0] for name, row in table.items()}
     assert found["base all/ir"] > 0.1
