@@ -1,6 +1,6 @@
 """Which arguments of `open_data` and `describe` can be; each function raises ValueError naming the config's key."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from PIL import Image
 
@@ -10,6 +10,12 @@ def distinct(modalities: Sequence[str]) -> tuple[str, ...]:
     if len(set(modalities)) < len(modalities):
         raise ValueError(f"data.modalities={tuple(modalities)}: a modality is named twice")
     return tuple(modalities)
+
+
+def check_modalities(dataset: str, modalities: Sequence[str], known: Collection[str]) -> None:
+    """Some of those that a dataset has."""
+    if not modalities or not set(modalities) <= set(known):
+        raise ValueError(f"data.modalities={tuple(modalities)}: {dataset} has {', '.join(known)}")
 
 
 def check_sizes(*, threads: int, **sizes: int) -> None:

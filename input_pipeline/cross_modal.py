@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline import arguments, roots
 from input_pipeline.records import Counts, Records
 from jax_mmreid.batch import DataError
 
@@ -31,8 +32,7 @@ class Picture(NamedTuple):
 
 def check_modalities(dataset: str, modalities: Sequence[str]) -> None:
     """Raises ValueError for a modality other than "rgb" and "ir"."""
-    if not modalities or set(modalities) - set(MODALITIES):
-        raise ValueError(f"data.modalities={tuple(modalities)}: {dataset} has {', '.join(MODALITIES)}")
+    arguments.check_modalities(dataset, modalities, MODALITIES)
 
 
 def counts(modalities: Sequence[str], train: dict[str, Counts], query: Counts, gallery: Counts) -> dict[str, Counts]:
@@ -165,17 +165,10 @@ class Tree:
 
 def open_tree(dataset: str, data_dir: str, *, nested: str, marker: str) -> Tree:
     """The dataset in `data_dir`, or in its folder `nested`; `marker` is a folder of every copy. DataError if absent."""
-    for root in (data_dir, os.path.join(data_dir, nested)):
-        if os.path.isdir(os.path.join(root, marker)):
-            return Tree(dataset, root)
-    if os.path.isdir(data_dir):
-        raise DataError(
-            f"{dataset}: no folder '{marker}' under {data_dir}; set data.data_dir to the folder that has it"
-        )
-    raise DataError(
-        f"{dataset}: no data folder {data_dir!r}; set data.data_dir, or make a synthetic one with "
-        f"python -m input_pipeline.synthesize --layout={dataset} --output={data_dir or 'DIR'}"
-    )
+    root = roots.find(dataset, (data_dir, os.path.join(data_dir, nested)), marker)
+    if not os.path.isdir(os.path.join(root, marker)):
+        raise DataError(f"{dataset}: no folder '{marker}' under {root}; set data.data_dir to the folder that has it")
+    return Tree(dataset, root)
 
 
 def _reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ own, with the same pixels. Rows keep their order. TensorFlow is not needed.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,21 +52,17 @@ def build(
             return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
         def _split_generators(self, dl_manager):
-            return {name: _examples(records) for name, records in splits.items()}
+            return {name: self._generate_examples(records) for name, records in splits.items()}
 
-        def _generate_examples(self):
-            raise NotImplementedError  # every split has a generator of its own
+        def _generate_examples(self, records):
+            for row in range(len(records)):
+                pictures = {name: _picture(records, name, row) for name in records.paths}
+                yield row, pictures | {key: getattr(records, key)[row] for key in packed.FIXED}
 
     Packed(data_dir=output, file_format="array_record").download_and_prepare()
     for name, records in splits.items():
         packed.write_columns(target, name, records)
     return {name: len(records) for name, records in splits.items()}
-
-
-def _examples(records: Records) -> Iterator[tuple[int, dict]]:
-    for row in range(len(records)):
-        pictures = {name: _picture(records, name, row) for name in records.paths}
-        yield row, pictures | {key: getattr(records, key)[row] for key in packed.FIXED}
 
 
 def _picture(records: Records, modality: str, row: int) -> bytes:

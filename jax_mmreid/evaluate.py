@@ -132,7 +132,7 @@ def _init_differences(config: ConfigDict, workdir: Path) -> list[str]:
     if (workdir / "config.json").exists():
         require_same(workdir / "config.json", config)
     ours, found = config.data.to_dict(), []
-    for place in config.init.split(","):
+    for place in pretrained.places(config.init):
         saved = Path(place) / "config.json"
         theirs = json.loads(saved.read_text())["data"] if saved.exists() else ours
         old, new = (data["options"].get("trial") for data in (theirs, ours))

@@ -69,10 +69,11 @@ def main(argv: list[str]) -> int:
 def _open(config: ConfigDict, open_data: Callable, shard: tuple[int, int]) -> Data:
     options = dict(seed=config.seed, missing=config.missing.to_dict(), shard=shard)
     data = _checked(open_data, **options, **config.data.to_dict())
-    shown = {name: sum(present) for name, present in data.present("train").items() if name in data.modalities}
-    counts = ", ".join(f"{count} {name}" for name, count in shown.items())
-    rates = ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in data.missing_rates.items())
-    what = f"pictures {counts}" if config.data.pairs else f"missing: {rates}"
+    if config.data.pairs:  # of every row all pictures but one are missing
+        shown = data.present("train")
+        what = "pictures " + ", ".join(f"{shown[name].sum()} {name}" for name in data.modalities)
+    else:
+        what = "missing: " + ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in data.missing_rates.items())
     log.info("training data: %d identities, %d rows; %s", len(data.pids), data.num_rows("train"), what)
     return data
 

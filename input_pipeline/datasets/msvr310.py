@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from input_pipeline import arguments, roots
 from input_pipeline.records import Counts, Records
 from jax_mmreid.batch import DataError
 
@@ -28,31 +29,20 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool)
     Rows are the file names of all wanted modality folders of an identity together. A name that one of them lacks is a
     DataError, or "" in that column with `allow_missing_files`. Raises ValueError for a modality that the dataset lacks.
     """
-    _check_modalities(modalities)
+    arguments.check_modalities("msvr310", modalities, FOLDERS)
     inner = (data_dir, os.path.join(data_dir, "MSVR310"))
-    root = next((x for x in inner if os.path.isdir(os.path.join(x, SPLITS["train"]))), data_dir)
-    if not os.path.isdir(root):
-        raise DataError(
-            f"msvr310: no data folder {root!r}; set data.data_dir, or make a synthetic one with "
-            f"python -m input_pipeline.synthesize --layout=msvr310 --output={root or 'DIR'}"
-        )
+    root = roots.find("msvr310", inner, SPLITS["train"])
     return {split: _load_split(root, folder, modalities, allow_missing_files) for split, folder in SPLITS.items()}
 
 
 def counts(data_dir: str, *, modalities: Sequence[str]) -> dict[str, Counts]:
     """The published sizes; () where no cameras are. Raises ValueError for a modality that the dataset lacks."""
-    _check_modalities(modalities)
+    arguments.check_modalities("msvr310", modalities, FOLDERS)
     return {
         "train": Counts(155, (0, 1, 2, 3, 4, 5, 6, 7), 1032),
         "query": Counts(52, (), 591),
         "gallery": Counts(155, (), 1055),
     }
-
-
-def _check_modalities(modalities: Sequence[str]) -> None:
-    unknown = sorted(set(modalities) - set(FOLDERS))
-    if unknown or not modalities:
-        raise ValueError(f"data.modalities={tuple(modalities)}: msvr310 has {', '.join(FOLDERS)}")
 
 
 def _load_split(root: str, folder: str, modalities: Sequence[str], allow_missing_files: bool) -> Records:

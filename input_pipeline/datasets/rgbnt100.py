@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from input_pipeline import arguments, roots
 from input_pipeline.records import Counts, Records
 from jax_mmreid.batch import DataError
 
@@ -28,31 +29,20 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool)
     A strip has all three pictures, so that none can be missing and `allow_missing_files` changes nothing. Raises
     ValueError for a modality that the dataset lacks.
     """
-    _check_modalities(modalities)
+    arguments.check_modalities("rgbnt100", modalities, PARTS)
     inner = (data_dir, os.path.join(data_dir, "rgbir"), os.path.join(data_dir, "RGBNT100", "rgbir"))
-    root = next((x for x in inner if os.path.isdir(os.path.join(x, SPLITS["train"]))), data_dir)
-    if not os.path.isdir(root):
-        raise DataError(
-            f"rgbnt100: no data folder {root!r}; set data.data_dir, or make a synthetic one with "
-            f"python -m input_pipeline.synthesize --layout=rgbnt100 --output={root or 'DIR'}"
-        )
+    root = roots.find("rgbnt100", inner, SPLITS["train"])
     return {split: _load_split(root, folder, modalities) for split, folder in SPLITS.items()}
 
 
 def counts(data_dir: str, *, modalities: Sequence[str]) -> dict[str, Counts]:
     """The published sizes; 0 and () where none is. Raises ValueError for a modality that the dataset lacks."""
-    _check_modalities(modalities)
+    arguments.check_modalities("rgbnt100", modalities, PARTS)
     return {
         "train": Counts(50, (1, 2, 3, 4, 5, 6, 7, 8), 8675),
         "query": Counts(0, (), 1715),
         "gallery": Counts(50, (), 8575),
     }
-
-
-def _check_modalities(modalities: Sequence[str]) -> None:
-    unknown = sorted(set(modalities) - set(PARTS))
-    if unknown or not modalities:
-        raise ValueError(f"data.modalities={tuple(modalities)}: rgbnt100 has {', '.join(PARTS)}")
 
 
 def _load_split(root: str, folder: str, modalities: Sequence[str]) -> Records:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from input_pipeline import arguments, roots
 from input_pipeline.records import Counts, Records
 from jax_mmreid.batch import DataError
 
@@ -26,29 +27,19 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool)
     Rows are the file names of all wanted modality folders together. A name that one of them lacks is a DataError,
     or "" in that column with `allow_missing_files`. Raises ValueError for a modality that the dataset lacks.
     """
-    _check_modalities(modalities)
+    arguments.check_modalities("rgbnt201", modalities, FOLDERS)
     root = data_dir
     nested = os.path.join(data_dir, "RGBNT201")
     if os.path.isdir(nested) and not os.path.isdir(os.path.join(data_dir, SPLITS["train"])):
         root = nested
-    if not os.path.isdir(root):
-        raise DataError(
-            f"rgbnt201: no data folder {root!r}; set data.data_dir, or make a synthetic one with "
-            f"python -m input_pipeline.synthesize --layout=rgbnt201 --output={root or 'DIR'}"
-        )
+    roots.require("rgbnt201", root)
     return {split: _load_split(root, folder, modalities, allow_missing_files) for split, folder in SPLITS.items()}
 
 
 def counts(data_dir: str, *, modalities: Sequence[str]) -> dict[str, Counts]:
     """The published sizes. Raises ValueError for a modality that the dataset lacks."""
-    _check_modalities(modalities)
+    arguments.check_modalities("rgbnt201", modalities, FOLDERS)
     return {"train": Counts(171, (1, 2, 3, 4), 3951), "test": Counts(30, (1, 2), 836)}
-
-
-def _check_modalities(modalities: Sequence[str]) -> None:
-    unknown = sorted(set(modalities) - set(FOLDERS))
-    if unknown or not modalities:
-        raise ValueError(f"data.modalities={tuple(modalities)}: rgbnt201 has {', '.join(FOLDERS)}")
 
 
 def _load_split(root: str, folder: str, modalities: Sequence[str], allow_missing_files: bool) -> Records:

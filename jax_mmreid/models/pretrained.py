@@ -76,10 +76,8 @@ def load(place: str | Path) -> Weights:
     Raises DataError if there are none, if PyTorch would be needed to read them, or if two of several places have the
     same part.
     """
-    # A name with a comma in it, as of a workdir, is one place if it exists.
-    places = [place] if Path(place).exists() else str(place).split(",")
     weights, origin = {}, {}
-    for one in places:
+    for one in places(place):
         found = _load_one(one)
         for part in sorted(_parts(found)):
             if part in origin:
@@ -87,6 +85,11 @@ def load(place: str | Path) -> Weights:
             origin[part] = one
         weights |= found
     return weights
+
+
+def places(init: str | Path) -> list[str]:
+    """The places that `config.init` names. A name with a comma in it, as of a workdir, is one place if it exists."""
+    return [str(init)] if Path(init).exists() else str(init).split(",")
 
 
 def _load_one(place: str | Path) -> dict[str, np.ndarray]:
