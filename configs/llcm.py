@@ -12,7 +12,10 @@ signed agreement).
 """  # noqa: E501
 
 from jax_mmreid.config import ConfigError, parse_arg
-from jax_mmreid.recipes.tvi_lfm import tvi_lfm
+from jax_mmreid.recipes.tvi_lfm import tvi_lfm, tvi_lfm_published
+
+# By stage: R-1, mAP and mINP in percent; the infrared row by the protocol of the published code.
+PUBLISHED = {"base": {"all/ir": (53.53, 59.77, 56.40)}, "lfm": {"all/mer": (58.19, 65.08, 61.83)}}
 
 
 def get_config(arg: str = ""):
@@ -27,4 +30,6 @@ def get_config(arg: str = ""):
         for name in {"all/ir", "all/ir_backup"} & set(config.evals):
             config.evals[name].junk = "none"
     config.data.data_dir = "data/LLCM"
+    if arg["stage"] == "lfm" or protocol == "official":
+        config.published = tvi_lfm_published(PUBLISHED, **arg)
     return config

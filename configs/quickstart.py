@@ -1,39 +1,64 @@
-"""Both methods in small on drawn pedestrians: the whole path in minutes on two CPU cores, from JPEG files to the table.
+"""The methods in small on drawn pedestrians: the whole path in minutes on two CPU cores, from JPEG files to the table.
 
 python -m jax_mmreid.main --config=configs/quickstart.py --workdir=runs/quickstart
 python -m jax_mmreid.main --config=configs/quickstart.py:row=A,eta=0.5 --workdir=runs/quickstart_a
+python -m jax_mmreid.main --config=configs/quickstart.py:init=clip --workdir=runs/quickstart_aligned
 python -m jax_mmreid.main --config=configs/quickstart.py:dataset=rgbnt201 --config.data.data_dir=FOLDER --workdir=...
 python launch/tvi_lfm.py --config=configs/quickstart.py:method=tvi_lfm --workdir=runs/quickstart_tvi
 
-method: miss_reid, or tvi_lfm, whose two stages the last line runs one after the other.
+method: miss_reid; tvi_lfm, whose two stages the last line runs one after the other; or clip.
 miss_reid. row, eta, modalities: as in rgbnt201.py. dataset: synthetic; rgbnt201 for a folder of your own in that
 layout, manifest for pictures that a table lists. splits, incomplete: as in manifest.py.
 tvi_lfm. stage, row: as in sysu_mm01.py.
+clip: contrastive training of an image and a text tower. loss: info_nce or sigmoid.
+init: nothing, and weights start at random; or clip, and the towers of a run of method=clip come first, trained on other
+people and cameras. That run lies in data/quickstart_clip and is made once. Miss-ReID takes both its towers and the
+words of its captions, TVI-LFM the text tower.
+
 The pictures are drawn into data/ on first use: 96 training and 32 test identities, 4 cameras, 2 triples each; for
-tvi_lfm 256 and 32 identities, 6 cameras as in SYSU-MM01, captions that tell the truth. Weights start at random, the
-text towers' too; TVI-LFM trains its own, the frozen one of Miss-ReID carries no meaning here; see README.md.
+tvi_lfm 256 and 32 identities, 6 cameras as in SYSU-MM01, captions that tell the truth; for clip 1024 and 64 identities,
+4 cameras, a triple each, three captions a triple. See README.md for what comes out.
 """
 
-from jax_mmreid.config import ConfigError, parse_arg, take_arg
+from jax_mmreid.config import ConfigError, config_hash, parse_arg, take_arg
+from jax_mmreid.recipes.clip import clip
 from jax_mmreid.recipes.miss_reid import miss_reid, miss_reid_weights
 from jax_mmreid.recipes.tvi_lfm import tvi_lfm
 
 
 def get_config(arg: str = ""):
     method, arg = take_arg(arg, method="miss_reid")
-    if method not in RECIPES:
-        raise ConfigError(f"method={method}: expected one of {', '.join(RECIPES)}")
-    config = RECIPES[method](arg)
+    init, arg = take_arg(arg, init="")
+    for key, value, known in (("method", method, RECIPES), ("init", init, ("", "clip"))):
+        if value not in known:
+            raise ConfigError(f"{key}={value}: expected one of {', '.join(filter(None, known))}")
+    config = RECIPES[method](arg, init)
     config.optim.b2 = 0.98
     config.eval_every = 0
     config.save_every = 3
+    return _after_clip(config) if init else config
+
+
+def _after_clip(config):
+    """`config` with the towers of a run of method=clip, which goes first unless it is there already."""
+    before = get_config("method=clip")
+    workdir = f"data/quickstart_clip/{config_hash(before)}"
+    config.pretrain = dict(config=before, workdir=workdir)
+    config.model.text.update(before.model.text)
+    if config.method == "miss_reid":
+        config.init = f"{workdir}:image+text"
+    elif config.model.stage == "base":  # stage lfm starts from the run of stage base, which keeps the text tower
+        config.init = f"{workdir}:text"
+    if config.model.get("ldmmc") or config.model.get("stage") == "lfm":
+        config.data.text.update(tokenizer=f"{workdir}/tokenizer", context=before.data.text.context)
     return config
 
 
-def _miss_reid(arg: str):
+def _miss_reid(arg: str, init: str):
     recipe = dict(row="F", eta="0", modalities="rgb/nir/tir", splits="test", incomplete="error")
     arg = parse_arg(arg, dataset="synthetic", **recipe)
-    config = miss_reid(epochs=9, text_epoch=5, **arg)
+    completions = ("zero", "alone") if init else ("zero",)
+    config = miss_reid(epochs=9, text_epoch=5, completions=completions, **arg)
     config.data.data_dir = f"data/{arg.dataset}"
     if arg.dataset == "synthetic":
         config.data.options = dict(seed=0, num_train_ids=96, num_test_ids=32, cameras=4, images_per_camera=2, height=64)
@@ -51,7 +76,7 @@ def _miss_reid(arg: str):
     return config
 
 
-def _tvi_lfm(arg: str):
+def _tvi_lfm(arg: str, _: str):
     arg = parse_arg(arg, stage="lfm", row="full")
     gallery = dict(split="gallery", use=("rgb",), draw=dict(cameras=(1, 2, 4, 5), shots=1))
     shared = dict(gallery=gallery, trials=10, junk="sysu_cameras", cmc="identity")
@@ -71,4 +96,22 @@ def _tvi_lfm(arg: str):
     return config
 
 
-RECIPES = {"miss_reid": _miss_reid, "tvi_lfm": _tvi_lfm}
+def _clip(arg: str, init: str):
+    if init:
+        raise ConfigError(f"init={init}: method=clip starts at random")
+    arg = parse_arg(arg, loss="info_nce")
+    config = clip("synthetic", epochs=7, batch=64, lr=2e-3, **arg)
+    config.data.data_dir = "data/synthetic_clip"
+    drawn = dict(seed=1, num_train_ids=1024, num_test_ids=64, cameras=4, images_per_camera=1, height=64)
+    config.data.options = drawn | dict(captioner="Blip")
+    config.data.image_size = (64, 32)
+    config.data.cache = "memory"
+    config.data.text.update(tokenizer="train", vocab_size=768, context=40)
+    config.aug.update(pad=3)
+    config.model.image.update(patch=8, width=64, layers=2, heads=4, position_std=0.5)
+    config.model.text.update(vocab=768, context=40, width=64, layers=2, heads=4)
+    config.model.dim = 64
+    return config
+
+
+RECIPES = {"miss_reid": _miss_reid, "tvi_lfm": _tvi_lfm, "clip": _clip}

@@ -1,5 +1,5 @@
 """Reading data. `open_data` is the public door; what it returns follows `jax_mmreid.batch.Data`. `describe` returns
-what the same data would look like, from published counts and without a look at the disk.
+what the same data would look like, from published counts and without a look at a picture.
 
 Everything here is numpy, Pillow and grain on the host: pictures leave as uint8, augmentation is the device's work.
 """
@@ -17,6 +17,7 @@ from input_pipeline import missing as masks
 from input_pipeline.described import DescribedData, describe
 from input_pipeline.records import Records, single_identities
 from input_pipeline.sampler import IdentitySampler, PairSampler
+from input_pipeline.text import Tokenizer
 from input_pipeline.token_table import Options, tokenise
 from jax_mmreid.batch import Batch, DataError
 
@@ -43,6 +44,7 @@ class OpenedData:
     _sampler: IdentitySampler | PairSampler
     _eval_batch_size: int
     _reading: dict  # threads and shard, for the loader
+    _tokenizer: Tokenizer | None
     _train_list: str  # fingerprint of the whole training list
 
     def train(self, start: int, stop: int) -> Iterator[Batch]:
@@ -72,9 +74,20 @@ class OpenedData:
         """Rows [n] of a gallery drawn from a split; see `galleries.draw`."""
         return galleries.draw(self._find(name).split.records, cameras=cameras, shots=shots, trial=trial)
 
+    def tokenise(self, sentences: Sequence[str]) -> np.ndarray:
+        """Token ids [n,L] int32, L = `text.context`; raises ValueError without a tokenizer."""
+        if self._tokenizer is None:
+            raise ValueError("data: no sentence can be read, as there is no tokenizer; set data.text.tokenizer")
+        return self._tokenizer.encode(sentences)
+
     def save_masks(self, path: str) -> None:
         """Writes the training masks to an .npz file that `missing.mask_file` can name."""
         masks.save(path, self.present_train, self._train_list)
+
+    def save_tokenizer(self, folder: str) -> None:
+        """Writes the vocabulary to a folder that `text.tokenizer` can name; nothing if there is none, or "builtin"."""
+        if self._tokenizer is not None:
+            self._tokenizer.save(folder)
 
     def _find(self, name: str) -> loader.Reader:
         if name not in self._splits:
@@ -137,7 +150,7 @@ def open_data(
     kept = np.flatnonzero(present.any(axis=1))
     train = whole.take(kept)
     _check_identities(name, train, [r for split, r in records.items() if split != "train"])
-    captions, vocab = tokenise(name, records | {"train": train}, words, seed=seed)
+    captions, tokenizer = tokenise(name, records | {"train": train}, words, seed=seed)
     pids, label = np.unique(train.pid, return_inverse=True)
     label = label.astype(np.int32)
     splits = {split: loader.Split(r, r.has_file(), None, captions.get(split)) for split, r in records.items()}
@@ -158,13 +171,14 @@ def open_data(
         fingerprint=_fingerprint(records, present),
         text=tuple(captions["train"].captions) if "train" in captions else (),
         text_length=next((table.ids.shape[1] for table in captions.values()), 0),
-        vocab=vocab,
+        vocab=tokenizer.vocab if tokenizer else 0,
         present_train=present,
         missing_rates=masks.rates(present[kept], modalities),
         _splits={split: reader(x, drop=split == "train" and on_bad_image == "drop") for split, x in splits.items()},
         _sampler=sampler,
         _eval_batch_size=eval_batch_size,
         _reading=dict(threads=threads, shard=shard),
+        _tokenizer=tokenizer,
         _train_list=whole.fingerprint(),
     )
 

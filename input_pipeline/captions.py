@@ -1,4 +1,4 @@
-"""Captions of visible and infrared pictures, in the files of TVI-LFM (NeurIPS 2024):
+"""Captions of visible, near infrared and thermal pictures, in the files of TVI-LFM (NeurIPS 2024):
 
     Text/C_M/caption_dict_C_M.json        {picture: {"description": caption}}
     Text/C_M/caption_llm_dict_C_M.json    {picture: {"description": caption, "aug_description": in other words}}
@@ -6,11 +6,12 @@
     Text/C_M/train_llm_text_C_M.npy       the same in other words
     Text/C_RGB/id_caption_map_C_RGB.json  {identity: [captions of its visible pictures]}
 
-C is the captioner, M is RGB or IR. A path may begin anywhere ("/data0/regdb/Visible/.."): it counts from the dataset's
-own folders on.
+C is the captioner, M is RGB or IR; near infrared and thermal pictures share the files of IR. A path may begin anywhere
+("/data0/regdb/Visible/.."): it counts from the dataset's own folders on.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -21,7 +22,10 @@ import numpy as np
 from input_pipeline.records import Records
 from jax_mmreid.batch import DataError
 
-KINDS = {"rgb": "RGB", "ir": "IR"}
+Table = dict[str, dict[str, str]]  # picture -> {"description": caption, ..}
+Reader = Callable[[str], Table]  # of a file
+
+KINDS = {"rgb": "RGB", "ir": "IR", "nir": "IR", "tir": "IR"}
 log = logging.getLogger(__name__)
 
 QUERY_SEED = 1  # of the published results
@@ -48,34 +52,52 @@ class CaptionFiles:
         """
         described = dict(splits)
         if self.captioner:
-            read = self._aligned if self.aligned else self._looked_up
-            columns = {}
-            for modality, paths in splits["train"].paths.items():
-                rows = np.flatnonzero(paths != "")
-                for name, sentences in read(modality, paths[rows], splits).items():
-                    columns[name] = np.full(len(paths), "", sentences.dtype)
-                    columns[name][rows] = sentences
-            described["train"] = dataclasses.replace(splits["train"], captions=columns)
+            described["train"] = self._described(splits["train"], self._reader(splits))
         if "query" in splits:
             described["query"] = dataclasses.replace(splits["query"], captions=self._of_queries(splits["query"]))
         return described
 
-    def _looked_up(self, modality: str, paths: np.ndarray, splits: dict[str, Records]) -> dict[str, np.ndarray]:
+    def of_every_picture(self, splits: dict[str, Records]) -> dict[str, Records]:
+        """The splits with the captions of all their pictures; only "train" is described in other words too."""
+        if not self.captioner:
+            return splits
+        read, plain = self._reader(splits), dataclasses.replace(self, rephrased=False)
+        return {name: (self if name == "train" else plain)._described(x, read) for name, x in splits.items()}
+
+    def _described(self, records: Records, read: Reader) -> Records:
+        """A split with the captions of its pictures, "" where a row has none, for modalities that any row has."""
+        find, columns = self._aligned if self.aligned else self._looked_up, {}
+        for modality, paths in records.paths.items():
+            rows = np.flatnonzero(paths != "")
+            for name, sentences in (find(modality, paths[rows], read) if len(rows) else {}).items():
+                columns[name] = np.full(len(paths), "", sentences.dtype)
+                columns[name][rows] = sentences
+        return dataclasses.replace(records, captions=columns)
+
+    def _looked_up(self, modality: str, paths: np.ndarray, read: Reader) -> dict[str, np.ndarray]:
         file = self._file("caption_llm_dict" if self.rephrased else "caption_dict", modality)
+        fields = {modality: PLAIN, f"{modality}_rephrased": REPHRASED}
+        if not self.rephrased:
+            del fields[f"{modality}_rephrased"]
+        return {name: look_up(read(file), paths, file, self.key, field) for name, field in fields.items()}
+
+    def _reader(self, splits: dict[str, Records]) -> Reader:
+        """What reads the captions of pictures of `splits` from a file, once however often it is asked."""
+        return functools.cache(functools.partial(self._read, splits))
+
+    def _read(self, splits: dict[str, Records], file: str) -> Table:
         table = read_table(file, self.key)
-        known = {self.key(path) for records in splits.values() for path in records.paths.get(modality, ())}
+        columns = [column for records in splits.values() for column in records.paths.values()]
+        known = {self.key(path) for column in columns for path in column}
         absent = [path for path in table if path not in known and not os.path.exists(os.path.join(self.root, path))]
         if absent:
             message = f"captions: {file} describes {absent[0]} ({len(absent)} such), which is not in the data"
             if not self.allow_missing_files:
                 raise DataError(f"{message}; add it, or set data.allow_missing_files=True to go without it")
             log.warning("%s; left out", message)
-        fields = {modality: PLAIN, f"{modality}_rephrased": REPHRASED}
-        if not self.rephrased:
-            del fields[f"{modality}_rephrased"]
-        return {name: look_up(table, paths, file, self.key, field) for name, field in fields.items()}
+        return table
 
-    def _aligned(self, modality: str, paths: np.ndarray, _: dict[str, Records]) -> dict[str, np.ndarray]:
+    def _aligned(self, modality: str, paths: np.ndarray, _: Reader) -> dict[str, np.ndarray]:
         stems = {modality: "train_text", f"{modality}_rephrased": "train_llm_text"}
         if not self.rephrased:
             del stems[f"{modality}_rephrased"]
@@ -116,7 +138,7 @@ def from_folder(path: str, folders: Sequence[str]) -> str:
     return "/".join(parts[start:])
 
 
-def read_table(file: str, key: Callable[[str], str]) -> dict[str, dict[str, str]]:
+def read_table(file: str, key: Callable[[str], str]) -> Table:
     """{key(path): {"description": caption, ...}} from a JSON file; a bare caption stands for its description."""
     table = {}
     for path, entry in _read_json(file).items():
@@ -127,9 +149,7 @@ def read_table(file: str, key: Callable[[str], str]) -> dict[str, dict[str, str]
     return table
 
 
-def look_up(
-    table: dict[str, dict[str, str]], paths: Sequence[str], file: str, key: Callable[[str], str], field: str = PLAIN
-) -> np.ndarray:
+def look_up(table: Table, paths: Sequence[str], file: str, key: Callable[[str], str], field: str = PLAIN) -> np.ndarray:
     """The captions [n] str of pictures; DataError naming `file` and the first picture that it does not describe."""
     sentences = [table.get(key(path), {}).get(field, "").strip() for path in paths]
     absent = [path for path, sentence in zip(paths, sentences) if not sentence]

@@ -1,9 +1,13 @@
-"""What data would look like, from published counts and without a look at the disk."""
+"""What data would look like, from published counts and without a look at a picture."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
+import numpy as np
+
 from input_pipeline import arguments, datasets
+from input_pipeline.text import open_tokenizer
 from input_pipeline.token_table import Options
 
 CLIP = 49408  # ids in the vocabulary of every published CLIP
@@ -23,6 +27,11 @@ class DescribedData:
     text_length: int  # the longest that there can be
     vocab: int
     _rows: int
+    _words: Options
+
+    def tokenise(self, sentences: Sequence[str]) -> np.ndarray:
+        """Token ids [n,L] int32, L = `text.context`, by a vocabulary that is there already."""
+        return open_tokenizer(self._words.tokenizer, context=self._words.context).encode(sentences)
 
     def num_rows(self, name: str) -> int:
         """Rows of the split "train"; ValueError for another, which nothing describes."""
@@ -46,7 +55,7 @@ def describe(
     """Dataset `name` by the counts that its module states, for a model that is built and not trained.
 
     Arguments are those of `open_data`; the others of them are taken and not needed. Raises ValueError for an argument
-    that cannot be.
+    that cannot be, DataError for a folder of `text.tokenizer` that holds no vocabulary.
     """
     modalities, words = arguments.distinct(modalities), Options(**text or {})
     arguments.check_sizes(identities=identities, instances=instances, threads=0)
@@ -62,10 +71,14 @@ def describe(
         text_length=words.context if words.tokenizer else 0,
         vocab=_vocab(words),
         _rows=counts.rows,
+        _words=words,
     )
 
 
 def _vocab(words: Options) -> int:
+    """The number of token ids: of "train" the most that there can be, of what is not in a folder here that of CLIP."""
     if not words.tokenizer:
         return 0
-    return words.vocab_size if words.tokenizer == "train" else CLIP
+    if words.tokenizer == "train":
+        return words.vocab_size
+    return open_tokenizer(words.tokenizer, context=words.context).vocab if os.path.isdir(words.tokenizer) else CLIP

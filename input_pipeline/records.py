@@ -34,7 +34,7 @@ class Records:
     view: np.ndarray  # [N] int32, zeros where the dataset has no views
     # modality -> [N] int32, which picture of a file that holds several: a third of a strip, a row of an .npy array
     parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    # "rgb", "ir": what is said of such a picture of the row; "rgb_rephrased", "ir_rephrased": the same in other words
+    # "rgb", "nir", ..: what is said of such a picture of the row; "rgb_rephrased", ..: the same in other words
     captions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # -> [N] str, "" where nothing is said
     # Where pictures are not files: packed[rows[i]] is {modality: the bytes of a file of its own} of row i
     packed: Sequence[dict[str, bytes]] | None = None

@@ -48,11 +48,10 @@ class Tokenizer:
         return ids
 
     def save(self, folder: str) -> None:
-        """Writes a folder that `open_tokenizer` and transformers read; ValueError for "builtin", which needs none."""
-        if self._save is None:
-            raise ValueError("tokenizer: 'builtin' is not kept in a folder; open it by its name")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._save(folder)
+        """Writes a folder that `open_tokenizer` and transformers read; nothing for "builtin", which needs none."""
+        if self._save is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._save(folder)
 
 
 def open_tokenizer(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,19 +64,24 @@ class TokenTable:
         return batch | {"text": captions, "present": batch["present"] | {"text": present}}
 
 
-def tokenise(
-    name: str, splits: dict[str, Records], options: Options, *, seed: int
-) -> tuple[dict[str, TokenTable], int]:
-    """The captions of the splits of dataset `name` that have any, and how many ids there are; ({}, 0) without text.
+class Tokenised(NamedTuple):
+    """The captions of a dataset."""
+
+    tables: dict[str, TokenTable]  # of the splits that have any
+    tokenizer: text.Tokenizer | None
+
+
+def tokenise(name: str, splits: dict[str, Records], options: Options, *, seed: int) -> Tokenised:
+    """The captions of the splits of dataset `name`, and what encodes them; there may be none for a known vocabulary.
 
     "train" learns its vocabulary from all training captions. L is the length of the longest caption that can be read,
-    other words only counting where `options.rephrased` is not 0. Raises ValueError where there are no captions, or no
-    other words to take; and as `text.open_tokenizer`.
+    other words only counting where `options.rephrased` is not 0. Raises ValueError where there are no captions to learn
+    from, or no other words to take; and as `text.open_tokenizer`.
     """
     if not options.tokenizer:
-        return {}, 0
+        return Tokenised({}, None)
     described = {split: records.captions for split, records in splits.items() if records.captions}
-    if not described:
+    if not described and options.tokenizer == "train":
         raise ValueError(
             f"data.text.tokenizer={options.tokenizer!r}: {name} as it was read has no captions; name those to read in "
             "data.options.captioner, or set data.text.tokenizer='' to go without"
@@ -108,4 +114,4 @@ def tokenise(
         split: TokenTable(ids, own, other_words if split == "train" else {}, options.rephrased, seed)
         for split, own in columns.items()
     }
-    return tables, tokenizer.vocab
+    return Tokenised(tables, tokenizer)

@@ -10,6 +10,7 @@ A batch is a plain dict, a pytree of numpy arrays on the host and of global `jax
     images   {"rgb": [B,H,W,3], "nir": ..., "tir": ...}   uint8 from the host
     present  {"rgb": [B], ...}                             bool, the keys of `images`, and "text" where there is text
     text     {"rgb": [B,L], "ir": [B,L]}                   int32 token ids of captions, by what they describe; optional
+                                                           (the end of a caption is its largest id, see `says`)
     label    [B] int32, 0..K-1                             training batches only
     pid camid view   [B] int32                             the dataset's own numbers
     index    [B] int32                                     row of the split
@@ -63,8 +64,19 @@ class Data(Protocol):
     def draw(self, name: str, *, cameras: Sequence[int], shots: int, trial: int) -> np.ndarray:
         """Rows [n] of a gallery drawn from a split as cross-modality protocols do it, a pure function of `trial`."""
 
+    def tokenise(self, sentences: Sequence[str]) -> np.ndarray:
+        """Ids [n,L] int32 of sentences as captions get them; raises ValueError without a tokenizer (vocab 0)."""
+
     def save_masks(self, path: str) -> None:
         """Writes which training pictures are hidden, and of which file list."""
+
+    def save_tokenizer(self, folder: str) -> None:
+        """Writes the vocabulary to a folder that `data.text.tokenizer` may name, unless it needs none."""
+
+
+def says(ids):
+    """Which captions say anything, [...,L] ids -> [...] bool: of an empty one the end follows the start at once."""
+    return ids.argmax(axis=-1) > 1
 
 
 def check(batch: Batch) -> Batch:

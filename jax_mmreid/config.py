@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 # Fields that may change when a run goes on: they touch neither the weights nor what a checkpoint means.
 FREE = (
     "evals",
+    "published",
     "eval_every",
     "eval_from",
     "save_every",
@@ -73,9 +74,11 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             # Which training pictures are hidden: a rate per modality in the order of data.modalities.
             missing=dict(eta=(0.0, 0.0, 0.0), seed=0, mode="bernoulli", all_missing="repair", mask_file=""),
             aug=dict(flip=0.5, pad=10, erase=0.5, sync="none", mean=0.5, std=0.5),
-            # weights to start from: a folder of tools.convert, the workdir of a run or a .safetensors file; several
-            # joined by ","
+            # weights to start from: a folder of tools.convert, the workdir of a run or a .safetensors file, with
+            # ":text" or ":image+text" at its end only these parts; several joined by ","
             init="",
+            # {"config", "workdir"} of another run: what is trained before this one, unless it is there already
+            pretrain={},
             requires_init=(),  # parts of the method that a run cannot start with at random
             model={},
             weights={},  # a factor for every loss term that the method returns
@@ -94,6 +97,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             mesh=dict(data=-1, model=1),  # -1: all devices
             sharding=(),  # ordered (regex, axis names) over params, memory and moments; default: replicated
             evals=ConfigDict(sort_keys=False),  # results and tables keep its order
+            published={},  # {row of evals: {metric: fraction}}, which jax_mmreid.compare sets beside what runs reach
             best="full/mAP",  # the result that picks the checkpoint kept as best
             eval_every=1,  # epochs
             eval_from=0,  # epochs done before the first evaluation
@@ -194,7 +198,7 @@ def to_json(config: ConfigDict) -> dict:
 
 def config_hash(config: ConfigDict) -> str:
     """Twelve hexadecimal digits that name the config up to the fields in FREE."""
-    fixed = {k: v for k, v in flat(to_json(config)).items() if not _is_free(k)}
+    fixed = {k: v for k, v in flat(to_json(config)).items() if not is_free(k)}
     same = json.loads(json.dumps(fixed), parse_int=float)  # 0 and 0.0 are one rate, as `difference` has it
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -205,7 +209,7 @@ def difference(saved: dict, config: ConfigDict) -> list[str]:
     return [
         f"{key} ({old.get(key)} -> {new.get(key)})"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _is_free(key)
+        if old.get(key) != new.get(key) and not is_free(key)
     ]
 
 
@@ -226,5 +230,6 @@ def flat(tree: dict, prefix: str = "") -> dict:
     return out
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a dotted field is one of FREE or lies below one."""
     return any(key == name or key.startswith(name + ".") for name in FREE)

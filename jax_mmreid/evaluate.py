@@ -11,6 +11,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import jax
 
@@ -18,12 +19,12 @@ from jax_mmreid import __version__, evaluators, experiment, sharding
 from jax_mmreid.batch import Data
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, config_hash, difference, require_same
+from jax_mmreid.evaluators import retrieval
 from jax_mmreid.experiment import Experiment
 from jax_mmreid.models import pretrained
 
 log = logging.getLogger(__name__)
 
-COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
 PACKAGES = ("jax", "flax", "numpy")
 FILES = {"best": "results_best", "init": "results_init"}  # by step; "results" for any other
 
@@ -72,30 +73,38 @@ def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "l
 
 
 def markdown(config: ConfigDict, results: dict) -> str:
-    """The results as a table: percent, one row per setting, and how much of its full row's score each loses, if any."""
-    evals = results["evals"]
-    fulls = {name: evals.get(f"{name.rpartition('/')[0]}/full".lstrip("/"), row) for name, row in evals.items()}
-    losses = {"mAP drop": "mAP", "R-1 drop": "rank1"} if any(fulls[name] is not evals[name] for name in evals) else {}
-    head = ["setting", *COLUMNS, *losses]
+    """The results as a table for each kind of evaluation, in the order in which the kinds come, and what to note."""
+    rows = dict.fromkeys(results["evals"], {}) | config.evals.to_dict()
+    kinds = {}
+    for name, result in results["evals"].items():
+        kinds.setdefault(evaluators.evaluator(rows, name), {})[name] = result
     what = _what(config, results)
-    lines = [f"{what[0].upper()}{what[1:]}, config {results['config_hash']}.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    names = {name: _label(config, name) for name in evals}
-    for name, row in evals.items():
-        full = fulls[name]
-        drops = [(full[key] - row[key]) / full[key] if full[key] else 0.0 for key in losses.values()]
-        cells = [f"{100 * row[key]:.1f}" for key in COLUMNS.values()]
-        cells += ["" if full is row else f"{100 * drop:.1f} %" for drop in drops]
-        lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
-    for name, row in evals.items():
-        if any(row.get("skipped", {}).values()):
-            counts = " and ".join(f"{count} {side} rows" for side, count in row["skipped"].items())
-            text = any("text" in config.evals[name][side].use for side in row["skipped"])
-            lack = "no text or no picture" if text else "no picture"
-            lines += ["", f"{names[name]} leaves out {counts}, which have {lack} that it uses."]
+    lines = [f"{what[0].upper()}{what[1:]}, config {results['config_hash']}."]
+    for kind, evals in kinds.items():
+        labels = {name: _label(config, name) for name in evals}
+        lines += ["", *_table(kind, labels, evals)]
+        notes = {name: kind.note(rows[name], result) for name, result in evals.items()}
+        for name, note in notes.items():
+            lines += ["", f"{labels[name]} {note}"] if note else []
     if "forced" in results:
         lines += ["", f"Forced: the weights were trained with another config: {'; '.join(results['forced'])}."]
     return "\n".join(lines) + "\n"
+
+
+def _table(kind: ModuleType, labels: dict[str, str], evals: dict[str, dict]) -> list[str]:
+    """A row per setting, fractions in percent; in retrieval, how much of its full row's score each loses, if any."""
+    fulls = {name: evals.get(f"{name.rpartition('/')[0]}/full".lstrip("/"), row) for name, row in evals.items()}
+    compared = kind is retrieval and any(fulls[name] is not evals[name] for name in evals)
+    losses = {"mAP drop": "mAP", "R-1 drop": "rank1"} if compared else {}
+    head = ["setting", *kind.COLUMNS, *losses]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, row in evals.items():
+        full = fulls[name]
+        drops = [(full[key] - row[key]) / full[key] if full[key] else 0.0 for key in losses.values()]
+        cells = [f"{row[key] if key in kind.PLAIN else 100 * row[key]:.1f}" for key in kind.COLUMNS.values()]
+        cells += ["" if full is row else f"{100 * drop:.1f} %" for drop in drops]
+        lines.append(f"| {labels[name]} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _what(config: ConfigDict, results: dict) -> str:
@@ -132,7 +141,7 @@ def _init_differences(config: ConfigDict, workdir: Path) -> list[str]:
     if (workdir / "config.json").exists():
         require_same(workdir / "config.json", config)
     ours, found = config.data.to_dict(), []
-    for place in pretrained.places(config.init):
+    for place, _ in pretrained.places(config.init):
         saved = Path(place) / "config.json"
         theirs = json.loads(saved.read_text())["data"] if saved.exists() else ours
         old, new = (data["options"].get("trial") for data in (theirs, ours))

@@ -6,13 +6,15 @@ Exit codes: 0 done, 2 bad config, 3 bad data, 4 non-finite loss, 75 preempted an
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
+from jax_mmreid import compare
 from jax_mmreid.batch import Data, DataError
-from jax_mmreid.config import ConfigDict, ConfigError
+from jax_mmreid.config import ConfigDict, ConfigError, require_same
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +32,18 @@ STEP = flags.DEFINE_string(
 FORCE = flags.DEFINE_boolean(
     "force", False, "Let --mode=eval evaluate a checkpoint of another config, whose results then say what differs."
 )
+COMPARE = flags.DEFINE_string(
+    "compare", None, "DIR,DIR: only print means over the seeds of the finished runs in these folders or below them."
+)
+METRIC = flags.DEFINE_string("metric", "", "What --compare shows of every missing-modality setting; mAP by default.")
 
 
 def main(argv: list[str]) -> int:
     """Runs a mode and returns the exit code."""
     if len(argv) > 1:
         return _fail(2, f"unexpected argument {argv[1]!r}")
+    if COMPARE.value is not None:
+        return _compare()
     # Heavy imports come after the flags, so that a misspelled flag answers at once.
     import jax
 
@@ -50,7 +58,14 @@ def main(argv: list[str]) -> int:
             data = _checked(describe, **config.data.to_dict())
             print(plan.markdown(config, data, plan.plan(config, data)))
             return 0
-        data = _open(config, open_data, (jax.process_index(), jax.process_count()))
+        shard = (jax.process_index(), jax.process_count())
+        before = config.pretrain
+        if before and not _is_done(before):
+            log.info("before that, %s in %s", before.config.method, before.workdir)
+            data = _open(before.config, open_data, shard)
+            train.train(before.config, before.workdir, data)
+            print(evaluate.markdown(before.config, evaluate.evaluate(before.config, before.workdir, data)))
+        data = _open(config, open_data, shard)
         if MODE.value == "train":
             train.train(config, WORKDIR.value, data)
         results = evaluate.evaluate(config, WORKDIR.value, data, STEP.value, FORCE.value)
@@ -64,6 +79,23 @@ def main(argv: list[str]) -> int:
     except train.PreemptedError as error:
         return _fail(75, error)
     return 0
+
+
+def _compare() -> int:
+    try:
+        print(compare.markdown(compare.summary(compare.folders(COMPARE.value)), METRIC.value), end="")
+    except ConfigError as error:
+        return _fail(2, error)
+    return 0
+
+
+def _is_done(before: ConfigDict) -> bool:
+    """Whether the run that another starts from has been trained and evaluated; ConfigError if its place is taken."""
+    workdir = Path(before.workdir)
+    if not (workdir / "results.json").exists():
+        return False
+    require_same(workdir / "config.json", before.config)
+    return True
 
 
 def _open(config: ConfigDict, open_data: Callable, shard: tuple[int, int]) -> Data:
@@ -89,11 +121,15 @@ def parse(argv: list[str]) -> list[str]:
     """Parses flags; what is wrong with them or with the config file ends the program with one line and exit code 2."""
     try:
         rest = flags.FLAGS(argv)
+        if COMPARE.value is not None:
+            return rest
         for flag in (CONFIG,) if MODE.value == "plan" else (CONFIG, WORKDIR):
             if not flag.value:
                 raise ConfigError(f"--{flag.name} is required; see python -m jax_mmreid.main --help")
         if MODE.value != "eval" and (STEP.value != "last" or FORCE.value):
             raise ConfigError(f"--step and --force belong to --mode=eval, not to --mode={MODE.value}")
+        if METRIC.value:
+            raise ConfigError("--metric belongs to --compare")
         CONFIG.value.to_dict()  # a file that could not be loaded says so when it is first used
         return rest
     except (flags.Error, ConfigError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:

@@ -52,7 +52,7 @@ def train_step(
     augmentation: dict,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update: (state, batch of uint8 pictures) -> (state, scalars). Raises KeyError for a term without a weight."""
-    rngs = streams(state.rng, state.step, ("augment", "dropout"))
+    rngs = streams(state.rng, state.step, ("augment", "dropout", "structure"))
     batch = batch | {"images": augment.augment(batch["images"], rngs["augment"], **augmentation)}
 
     def objective(params):
@@ -167,13 +167,14 @@ def _put_ahead(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
 
 
 def _claim(workdir: Path, config: ConfigDict, data: Data, first: bool, running: bool) -> None:
-    """Writes config.json and the masks, or checks that a workdir with a checkpoint holds the same run."""
+    """Writes config.json, masks and vocabulary, or checks that a workdir with a checkpoint holds the same run."""
     path = workdir / "config.json"
     if running and path.exists():
         require_same(path, config)
     elif first:
         path.write_text(json.dumps(to_json(config), indent=2, sort_keys=True) + "\n")
         data.save_masks(workdir / "masks.npz")
+        data.save_tokenizer(workdir / "tokenizer")
 
 
 def _due(step: int, every: int) -> bool:

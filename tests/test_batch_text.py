@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import datasets, open_data, text
+from input_pipeline import datasets, describe, open_data, text
 from input_pipeline.records import Records
 from input_pipeline.text import open_tokenizer
 from input_pipeline.token_table import Options, TokenTable, tokenise
-from jax_mmreid.batch import DataError, check
+from jax_mmreid.batch import DataError, check, says
 
 BOTH = ("rgb", "ir")
 OPTIONS = dict(layout="sysu_mm01", seed=2, num_train_ids=5, num_test_ids=2, images_per_camera=2, height=32)
@@ -176,8 +176,12 @@ def test_other_words_count_for_the_vocabulary_and_for_the_length_if_they_are_rea
     captions = {name: np.array(said) for name, said in column.items()}
     splits = {"train": Records("", {"rgb": np.array(["0", "1"])}, number, number, number, captions=captions)}
     found = [tokenise("x", splits, Options("train", rephrased=rate), seed=0) for rate in (0.0, 0.5)]
-    assert found[0][1] == found[1][1] == open_tokenizer("train", captions=sum(column.values(), [])).vocab
-    short, long = (tables["train"].ids.shape[1] for tables, _ in found)
+    assert (
+        found[0].tokenizer.vocab
+        == found[1].tokenizer.vocab
+        == open_tokenizer("train", captions=sum(column.values(), [])).vocab
+    )
+    short, long = (said.tables["train"].ids.shape[1] for said in found)
     assert short < long
 
 
@@ -191,6 +195,92 @@ def test_without_a_tokenizer_nothing_is_tokenised(folder, monkeypatch):
     for batch in (next(data.train(0, 1)), next(data.split("query"))):
         assert "text" not in check(batch)
     assert "text" not in data.present("query")
+    with pytest.raises(ValueError, match="data: .* no tokenizer; set data.text.tokenizer$"):
+        data.tokenise(["a man"])
+    data.save_tokenizer(str(folder / "words"))
+    assert not (folder / "words").exists()
+
+
+@pytest.mark.parametrize("captioner", ["Blip", ""])
+def test_a_vocabulary_that_was_saved_reads_sentences_alike_with_captions_and_without(folder, tmp_path, captioner):
+    learned, said = opened(folder, text=dict(tokenizer="train", context=9)), ["A man in red.", "", "a " * 50]
+    learned.save_tokenizer(str(tmp_path / "words"))
+    options = OPTIONS | dict(captioner=captioner, rephrased=bool(captioner))
+    data = opened(folder, options=options, text=dict(tokenizer=str(tmp_path / "words"), context=9))
+    assert (data.vocab, data.text) == (learned.vocab, BOTH if captioner else ())
+    ids = data.tokenise(said)
+    assert ids.shape == (3, 9) and ids.dtype == np.int32 and says(ids).tolist() == [True, False, True]
+    np.testing.assert_array_equal(ids, vocabulary(folder, context=9).encode(said))
+    np.testing.assert_array_equal(ids, learned.tokenise(said))
+    data.save_tokenizer(str(tmp_path / "again"))
+    np.testing.assert_array_equal(ids, open_tokenizer(str(tmp_path / "again"), context=9).encode(said))
+    described = describe(
+        name="synthetic",
+        data_dir="",
+        modalities=BOTH,
+        image_size=(4, 2),
+        identities=3,
+        instances=4,
+        options=options,
+        text=dict(tokenizer=str(tmp_path / "words"), context=9),
+    )
+    assert (described.vocab, described.text_length) == (data.vocab, 9)
+    if not captioner:
+        assert data.text_length == 0
+        for batch in (next(data.train(0, 1)), next(data.split("query"))):
+            assert "text" not in check(batch)
+
+
+def test_the_builtin_vocabulary_is_there_without_captions_and_needs_no_folder(folder, tmp_path):
+    pytest.importorskip("instant_clip_tokenizer", reason="instant-clip-tokenizer has no wheel for this Python here")
+    data = opened(folder, options=OPTIONS | dict(captioner=""), text=dict(tokenizer="builtin"))
+    assert (data.text, data.text_length, data.vocab) == ((), 0, 49408)
+    assert data.tokenise(["a man", ""])[:, :4].tolist() == [[49406, 320, 786, 49407], [49406, 49407, 0, 0]]
+    data.save_tokenizer(str(tmp_path / "words"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_vocabulary_is_told_of_data_that_are_described(tmp_path):
+    arguments = dict(name="rgbnt201", data_dir="", modalities=("rgb",), image_size=(4, 2), identities=3, instances=4)
+    with pytest.raises(DataError, match="holds no tokenizer"):
+        describe(**arguments, text=dict(tokenizer=str(tmp_path)))
+
+
+def test_whole_rows_have_captions_of_three_modalities(tmp_path):
+    """RGBNT201: what is said of a picture comes with it in training and in evaluation, masked or not."""
+    drawing = dict(num_train_ids=4, num_test_ids=2, cameras=2, images_per_camera=1, height=32)
+    names = ("tir", "rgb", "nir")
+    data = opened(
+        tmp_path / "drawn",
+        modalities=names,
+        pairs=False,
+        identities=2,
+        instances=2,
+        options=drawing | dict(layout="rgbnt201", captioner="Blip", rephrased=True),
+        missing=MASKS | dict(eta=(0.5, 0.5, 0.5)),
+        text=dict(tokenizer="train", rephrased=0.5),
+    )
+    given = dict(data_dir=str(tmp_path / "drawn"), modalities=names, allow_missing_files=False)
+    splits = datasets.find("rgbnt201", "load", dict(captioner="Blip", rephrased=True), **given)()
+    assert data.text == names and set(data.present("test")) == {*names, "text"}
+
+    def encoded(split, column, index):
+        return data.tokenise(splits[split].captions[column][index].tolist())[:, : data.text_length]
+
+    heads = []
+    for batch in data.train(0, 12):
+        check(batch)
+        assert batch["present"]["text"].all() and not all(batch["present"][m].all() for m in names)
+        for m in names:
+            plain, other = (encoded("train", m + ending, batch["index"]) for ending in ("", OTHER))
+            other_words = (batch["text"][m] == other).all(axis=1)
+            np.testing.assert_array_equal(batch["text"][m], np.where(other_words[:, None], other, plain))
+            heads.append(other_words)
+    assert 0.3 < np.mean(heads) < 0.7
+    batch = rows(data, "test")
+    for m in names:
+        np.testing.assert_array_equal(batch["text"][m], encoded("test", m, batch["index"]))
+        assert says(batch["text"][m]).all()
 
 
 def test_captions_are_tokenised_once(folder, monkeypatch):
@@ -244,6 +334,10 @@ def test_a_manifest_of_whole_rows(tmp_path):
         np.testing.assert_array_equal(batch["present"]["text"], ~np.isin(shown, [2, 9]))
     assert np.flatnonzero(~data.present("train")["text"]).tolist() == [2]
     assert (rows(data, "train")["text"]["rgb"][2][:3] == [tokenizer.start, tokenizer.end, 0]).all()
+    for split, count in (("train", 8), ("test", 4)):
+        for m, ids in rows(data, split)["text"].items():
+            first = 0 if split == "train" else 8
+            assert says(ids).tolist() == [said[row][m] != "" for row in range(first, first + count)]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +362,13 @@ def test_text_that_cannot_be_is_told_by_its_config_key(folder, changes, message)
     with pytest.raises(ValueError, match=message) as error:
         opened(folder, **changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_rate_of_other_words_needs_captions_with_any_vocabulary(folder, tmp_path):
+    vocabulary(folder).save(str(tmp_path / "words"))
+    words = dict(tokenizer=str(tmp_path / "words"), rephrased=0.5)
+    with pytest.raises(ValueError, match="data.text.rephrased=0.5: synthetic .* no training captions in other words"):
+        opened(folder, options=OPTIONS | dict(captioner=""), text=words)
 
 
 def test_captions_of_queries_alone_give_no_vocabulary(folder, tmp_path):

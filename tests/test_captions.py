@@ -185,6 +185,68 @@ def test_without_other_words_and_without_captions(files):
     assert all(records.captions == {} for records in none.values())
 
 
+# A dataset of whole rows: of two rows to train on one lacks its near infrared picture, and no test row has one.
+
+
+def rows(names, pid, **folders):
+    """Records with pictures FOLDER/NAME.bmp; a name is "" where there is none."""
+    pid = np.array(pid, np.int32)
+    paths = {m: column(*(f"Thermal/{x}.bmp" if x else "" for x in names[m])) for m in names}
+    return Records("", paths | folders, pid, pid, np.zeros_like(pid))
+
+
+VISIBLE = [column("Visible/1/a.bmp", "Visible/2/f.bmp"), column("Visible/3/g.bmp")]
+WHOLE = {
+    "train": rows({"nir": ["", "1/b"], "tir": ["1/c", "2/d"]}, [1, 2], rgb=VISIBLE[0]),
+    "test": rows({"nir": [""], "tir": ["2/e"]}, [3], rgb=VISIBLE[1]),
+}
+
+
+@pytest.fixture
+def more(files):
+    """The caption files with a visible test picture."""
+    for stem in ("caption_dict", "caption_llm_dict"):
+        file = files / "Text" / "Blip_RGB" / f"{stem}_Blip_RGB.json"
+        entry = {"description": " 3/g d\n", "aug_description": "3/g a"}
+        save(file, json.loads(file.read_text()) | {"/somewhere/Visible/3/g.bmp": entry})
+    return files
+
+
+@pytest.mark.parametrize("rephrased", [False, True])
+def test_every_picture_of_every_split_is_described(more, rephrased, caplog):
+    splits = open_files(more, rephrased=rephrased).of_every_picture(WHOLE)
+    plain = {"nir": ["", "1/b d"], "tir": ["1/c d", "2/d d"], "rgb": ["1/a d", "2/f d"]}
+    other = {f"{m}_rephrased": [text[:-1] + "a" if text else "" for text in said] for m, said in plain.items()}
+    found = {split: {name: x.tolist() for name, x in records.captions.items()} for split, records in splits.items()}
+    assert found == {
+        "train": plain | (other if rephrased else {}),
+        "test": {"tir": ["2/e d"], "rgb": ["3/g d"]},  # no key for what no row has, nor other words
+    }
+    assert not caplog.records and all(records.captions == {} for records in WHOLE.values())
+    (more / "Text" / "Blip_RGB" / "id_caption_map_Blip_RGB.json").unlink()  # no witness is asked
+    open_files(more, rephrased=rephrased).of_every_picture(WHOLE)
+    assert open_files(more / "nowhere", captioner="").of_every_picture(WHOLE) == WHOLE
+
+
+def test_one_picture_of_any_split_without_a_caption(more):
+    file = more / "Text" / "Blip_IR" / "caption_dict_Blip_IR.json"
+    table = json.loads(file.read_text())
+    for path in ("1/b", "1/c", "2/e"):
+        save(file, {key: entry for key, entry in table.items() if path not in key})
+        message = refused(open_files(more, rephrased=False).of_every_picture, WHOLE)
+        assert f"{file} has no 'description' of Thermal/{path}.bmp (1 of " in message
+
+
+def test_a_file_that_two_modalities_share_is_complained_of_once(more, caplog):
+    fewer = {split: records.take(np.array([0])) for split, records in WHOLE.items()}
+    told = f"captions: {more}/Text/Blip_IR/caption_dict_Blip_IR.json describes Thermal/1/b.bmp (2 such)"
+    options = dict(rephrased=False, allow_missing_files=True)
+    assert set(open_files(more, **options).of_every_picture(fewer)["train"].captions) == {"rgb", "tir"}
+    assert [x.getMessage() for x in caplog.records if "Blip_IR" in x.getMessage()] == [
+        f"{told}, which is not in the data; left out"
+    ]
+
+
 def test_a_caption_of_an_absent_picture(files, caplog):
     fewer = {name: SPLITS[name] for name in ("train", "query")}
     fewer["query"] = fewer["query"].take(np.array([0]))

@@ -142,6 +142,20 @@ def test_options_of_a_dataset(tmp_path, capsys):
     assert code == 3 and "no file" in report["problem"] and report["modalities"] == []
 
 
+def test_captions_that_an_option_names_are_looked_for(folder, capsys):
+    option = "--option=captioner=Blip"
+    code, report = run(capsys, *base(folder), option, "--own", "--json")
+    assert code == 0 and report["modalities"] == ["rgb", "nir", "tir"]
+    code, report = run(capsys, *base(folder), option, "--json")
+    assert report["splits"]["train"]["expected"]["rows"] == 3951
+    file = folder / "Text" / "Blip_IR" / "caption_dict_Blip_IR.json"
+    file.unlink()
+    code, report = run(capsys, *base(folder), option, "--own", "--json")
+    assert code == 3 and report["problem"].startswith(f"captions: no file {file}; add it, or set ")
+    assert run(capsys, *base(folder), option, "--own", "--modalities=rgb")[0] == 0
+    assert run(capsys, *base(folder), "--own")[0] == 0
+
+
 def test_a_check_draws_nothing(tmp_path, capsys):
     code, report = run(capsys, *base(tmp_path / "new", "synthetic"), "--json")
     assert code == 3 and "nothing was drawn" in report["problem"] and not list(tmp_path.iterdir())

@@ -26,8 +26,8 @@ def write_tree(root, train=TRAIN, test=TEST):
     return root
 
 
-def load(root, modalities=ALL, allow_missing_files=False):
-    return rgbnt201.load(str(root), modalities=modalities, allow_missing_files=allow_missing_files)
+def load(root, modalities=ALL, allow_missing_files=False, **options):
+    return rgbnt201.load(str(root), modalities=modalities, allow_missing_files=allow_missing_files, **options)
 
 
 def refused(root, **options):
@@ -55,6 +55,45 @@ def test_other_files_in_the_folders_are_passed_over(tmp_path):
     root = write_tree(tmp_path)
     (root / "train_171" / "RGB" / "Thumbs.db").write_text("")
     assert len(load(root)["train"]) == 5
+
+
+@pytest.mark.parametrize("modalities", [ALL, ("tir",), ("nir", "rgb")], ids="/".join)
+def test_a_caption_is_that_of_the_picture_beside_it(tmp_path, modalities):
+    plan = dict(num_train_ids=2, num_test_ids=2, cameras=2, images_per_camera=1, height=32)
+    synthetic.load(str(tmp_path / "x"), modalities=ALL, allow_missing_files=False, **plan)
+    tables = {}
+    for stem, field in (("caption_dict", "description"), ("caption_llm_dict", "aug_description")):
+        for kind in ("RGB", "IR"):
+            table = json.loads((tmp_path / "x" / "Text" / f"Blip_{kind}" / f"{stem}_Blip_{kind}.json").read_text())
+            tables |= {(path, field): entry[field] for path, entry in table.items()}
+    found = load(tmp_path / "x", modalities, captioner="Blip", rephrased=True)
+    for split, records in found.items():
+        endings = {"": "description", "_rephrased": "aug_description"} if split == "train" else {"": "description"}
+        assert list(records.captions) == [m + ending for m in modalities for ending in endings]
+        for m in modalities:
+            for ending, field in endings.items():
+                assert records.captions[m + ending].tolist() == [tables[path, field] for path in records.paths[m]]
+    assert list(load(tmp_path / "x", modalities, captioner="Blip")["train"].captions) == list(modalities)
+    assert all(records.captions == {} for records in load(tmp_path / "x", modalities).values())
+
+
+def test_a_picture_that_is_absent_says_nothing_and_one_that_is_there_must(tmp_path, caplog):
+    plan = dict(num_train_ids=2, num_test_ids=2, cameras=2, images_per_camera=1, height=32)
+    whole = synthetic.load(str(tmp_path / "x"), modalities=ALL, allow_missing_files=False, **plan, captioner="Blip")
+    gone = whole["train"].paths["nir"][2]
+    (tmp_path / "x" / gone).unlink()
+    read = load(tmp_path / "x", allow_missing_files=True, captioner="Blip")["train"]
+    for m in ALL:
+        want = whole["train"].captions[m].tolist()
+        assert read.captions[m].tolist() == (want if m != "nir" else [*want[:2], "", *want[3:]])
+    assert f"describes {gone} (1 such), which is not in the data; left out" in caplog.text
+    file = tmp_path / "x" / "Text" / "Blip_IR" / "caption_dict_Blip_IR.json"
+    table = json.loads(file.read_text())
+    del table[whole["test"].paths["tir"][1]]
+    file.write_text(json.dumps(table))
+    message = refused(tmp_path / "x", allow_missing_files=True, captioner="Blip")
+    assert f"{file} has no 'description' of test/TI/" in message and "(1 of 4 pictures" in message
+    assert "no file" in refused(tmp_path / "x", allow_missing_files=True, captioner="Other")
 
 
 def test_parent_folder_and_dataset_folder_read_the_same(tmp_path):
@@ -217,8 +256,8 @@ def test_synthetic_draws_any_layout_and_reads_it_as_its_dataset_does(tmp_path, l
 @pytest.mark.parametrize("layout", writers.LAYOUTS)
 def test_synthetic_counts_are_what_it_draws(tmp_path, layout, plan):
     both = ("rgb", "ir") if layout in CROSS_MODAL else ALL
-    more = {"sysu_mm01": [dict(source="npy")], "regdb": [dict(trial=7)]}.get(layout, [])
-    for options in [dict(seed=2, **plan), *(dict(seed=2, **plan, **reading) for reading in more)]:
+    more = {"sysu_mm01": dict(source="npy"), "regdb": dict(trial=7), "rgbnt201": dict(captioner="Blip")}.get(layout, {})
+    for options in (dict(seed=2, **plan), dict(seed=2, **plan, **more)):
         for modalities in (both, both[:1], both[1:]):
             found = read(tmp_path / layout, layout=layout, modalities=modalities, **options)
             told = synthetic.counts("", layout=layout, modalities=modalities, **options)
@@ -250,7 +289,14 @@ def test_synthetic_passes_each_option_to_whom_it_concerns(tmp_path):
             dict(layout="sysu_mm01", trial=1),
             "no option 'trial' for layout 'sysu_mm01'; there are layout, seed, .* source",
         ),
-        (dict(captioner="Blip"), "no option 'captioner' for layout 'rgbnt201'; there are layout, seed, .*, height$"),
+        (
+            dict(layout="rgbnt100", captioner="Blip"),
+            "no option 'captioner' for layout 'rgbnt100'; there are layout, seed, .*, height$",
+        ),
+        (
+            dict(query_captions=""),
+            "no option 'query_captions' for layout 'rgbnt201'; .*, height, captioner, rephrased$",
+        ),
         (dict(layout="regdb", trial=11), "data.options.trial=11: regdb has trials 1 to 10"),
         (dict(output="elsewhere"), "no option 'output'"),
     ],

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from conftest import open_tiny, tiny_config
 
-from jax_mmreid import evaluate, evaluators, experiment
+from jax_mmreid import encoding, evaluate, evaluators, experiment
 from jax_mmreid.batch import DataError
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import ConfigError, config_hash, to_json
-from jax_mmreid.evaluators import retrieval
 
 METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10", "rank20")
 SIX = ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")
@@ -84,13 +83,13 @@ def test_the_full_row_needs_no_text(tiny):
 def test_every_picture_is_encoded_once_whatever_the_number_of_rows(tiny, monkeypatch):
     config, exp, data, state, expected = tiny
     seen = []
-    original = retrieval._encode
+    original = encoding._encode
 
     def counting(variables, batch, **settings):
         seen.extend(np.asarray(batch["index"])[np.asarray(batch["valid"])].tolist())
         return original(variables, batch, **settings)
 
-    monkeypatch.setattr(retrieval, "_encode", counting)
+    monkeypatch.setattr(encoding, "_encode", counting)
     results = evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
     assert seen == list(range(data.num_rows("test"))) and len(results) == 16
     assert results == expected

@@ -1,4 +1,4 @@
-"""The driver of both stages: what it runs, what it averages, and the story that the quickstart tells with it."""
+"""The driver of both stages: what it runs, what it compares, and the story that the quickstart tells with it."""
 
 import importlib.util
 import json
@@ -10,12 +10,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def driver():
-    spec = importlib.util.spec_from_file_location("launch_tvi_lfm", ROOT / "launch" / "tvi_lfm.py")
+def load_driver(name):
+    """launch/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"launch_{name}", ROOT / "launch" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def driver():
+    return load_driver("tvi_lfm")
 
 
 @pytest.fixture
@@ -30,16 +35,15 @@ def commands(driver, monkeypatch):
         workdir.mkdir(parents=True)
         trial = int(named["--config"].partition("trial=")[2] or 5)
         row = dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10", "rank20"), trial / 10)
-        (workdir / "results.json").write_text(json.dumps({"evals": {"t2v/ir": row | {"protocol": "query ..."}}}))
+        data = {"modalities": ["rgb", "ir"], "options": {"trial": trial}}
+        config = {"seed": 1, "init": named.get("--config.init", ""), "model": {"stage": workdir.name}, "data": data}
+        (workdir / "config.json").write_text(json.dumps(config))
+        results = {"step": 9, "evals": {"t2v/ir": row | {"protocol": "query ..."}}}
+        (workdir / "results.json").write_text(json.dumps(results))
         return type("Done", (), {"returncode": codes.get(len(lines), 0)})
 
     monkeypatch.setattr(driver.subprocess, "run", run)
     return lines, codes
-
-
-@pytest.mark.parametrize("text, expected", [("3", [3]), ("1-4", [1, 2, 3, 4]), ("1,7-9", [1, 7, 8, 9])])
-def test_numbers(driver, text, expected):
-    assert driver.numbers(text) == expected
 
 
 def test_stage_lfm_follows_stage_base_in_every_trial(driver, commands, tmp_path):
@@ -61,8 +65,11 @@ def test_stage_lfm_follows_stage_base_in_every_trial(driver, commands, tmp_path)
             expected.append([*python, config, workdir, f"--config.init={init}", "--config.epochs=4"])
     assert lines == expected
     table = json.loads((tmp_path / "results.json").read_text())
-    assert table["base t2v/ir"]["rank1"] == table["lfm t2v/ir"]["mAP"] == pytest.approx([0.25, 0.5**0.5 / 10])
-    assert "| lfm t2v/ir | 25.0 ± 7.1 |" in (tmp_path / "results.md").read_text()
+    assert list(table) == ["base", "lfm"] and table["lfm"]["trials"] == [2, 3]
+    expected = {"mean": pytest.approx(0.25), "std": pytest.approx(0.5**0.5 / 10), "n": 2}
+    assert table["base"]["rows"]["t2v/ir"]["rank1"] == table["lfm"]["rows"]["t2v/ir"]["mAP"] == expected
+    text = (tmp_path / "results.md").read_text()
+    assert "2 runs, seed 1, trials 2, 3: base; lfm." in text and "| lfm | t2v/ir | 25.0 ± 7.1 |" in text
 
 
 def test_a_stage_that_fails_ends_it(driver, commands, tmp_path):
@@ -83,7 +90,7 @@ def test_text_finds_what_infrared_alone_does_not(driver, tmp_path):
     fields = [f"--config.data.data_dir={tmp_path}/data", "--config.mesh.data=1"]
     assert driver.main([config, f"--workdir={tmp_path}", *fields]) == 0
     table = json.loads((tmp_path / "results.json").read_text())
-    found = {name: row["mAP"][0] for name, row in table.items()}
-    assert found["base all/ir"] > 0.1
-    assert found["lfm all/fusion"] > found["base all/ir"] + 0.1
-    assert found["lfm all/mer"] > found["lfm all/fusion"]
+    base, lfm = ({name: row["mAP"]["mean"] for name, row in table[stage]["rows"].items()} for stage in ("base", "lfm"))
+    assert base["all/ir"] > 0.1
+    assert lfm["all/fusion"] > base["all/ir"] + 0.1
+    assert lfm["all/mer"] > lfm["all/fusion"]

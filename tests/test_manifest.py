@@ -73,6 +73,17 @@ def test_columns_of_a_table(tmp_path):
     assert os.path.isfile(train.path("rgb", 1))
 
 
+def test_each_modality_has_captions_of_its_own(tmp_path):
+    cells = {m: [f"{m} of {n}" if n != i else "" for n in range(4)] for i, m in enumerate(manifest.MODALITIES)}
+    columns = [f"caption_{m}" for m in cells][::-1]
+    said = [lambda split, n, m=m: cells[m][n + 2 * (split == "test")] for m in list(cells)[::-1]]
+    splits = load(write(tmp_path, simple(*said), ",".join(["split,pid,rgb", *columns])), modalities=("rgb",))
+    for split, numbers in (("train", slice(0, 2)), ("test", slice(2, 4))):
+        assert {m: column.tolist() for m, column in splits[split].captions.items()} == {
+            m: column[numbers] for m, column in cells.items()
+        }
+
+
 def test_rows_without_a_picture_of_the_modalities_are_left_out(tmp_path, caplog):
     splits = load(write(tmp_path, [*ROWS, "train,9,1,,,,,i/0.jpg,,"]), modalities=("nir",))
     assert [splits[split].paths["nir"].tolist() for split in splits] == [["b/1n.jpg"], ["t/0n.jpg"]]

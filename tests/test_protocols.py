@@ -13,6 +13,7 @@ import pytest
 
 from input_pipeline import galleries
 from input_pipeline.records import Records
+from jax_mmreid import encoding
 from jax_mmreid.batch import DataError
 from jax_mmreid.config import ConfigError
 from jax_mmreid.evaluators import retrieval
@@ -199,14 +200,14 @@ def test_the_protocol_says_what_was_drawn_and_how_ranks_count():
 
 def test_ten_trials_of_many_rows_read_encode_embed_and_compare_once(monkeypatch):
     calls = Counter()
-    for name in ("_encode", "_embed", "_squared"):
-        original = getattr(retrieval, name)
+    for module, name in ((encoding, "_encode"), (encoding, "_embed"), (retrieval, "_squared")):
+        original = getattr(module, name)
 
         def counting(*args, name=name, original=original, **settings):
             calls[name] += 1
             return original(*args, **settings)
 
-        monkeypatch.setattr(retrieval, name, counting)
+        monkeypatch.setattr(module, name, counting)
     data = MadeUp()
     run(data, a=row(), b=row(cameras=(1, 2)), c=row(shots=3), d=row(("ir",)))
     batches = {name: -(-data.num_rows(name) // BATCH) for name in ("query", "gallery")}

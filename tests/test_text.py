@@ -13,7 +13,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from input_pipeline.text import clean, open_tokenizer, trim
-from jax_mmreid.batch import DataError
+from jax_mmreid.batch import DataError, says
 from jax_mmreid.models.language import TEMPLATES, template
 
 START, END = 49406, 49407
@@ -116,6 +116,16 @@ def test_a_row_is_start_words_end_and_zeros_whatever_the_caption_says(tokenizer)
         assert (row[1:end] < tokenizer.start).all() and not row[end + 1 :].any()
 
 
+def test_ids_tell_whether_a_caption_says_anything(tokenizer):
+    texts = ["", "!", " \n ", "a", "&nbsp;", "a " * 200, *UNSEEN]  # "!" is id 0, as padding is
+    ids = tokenizer.encode(texts)
+    want = [bool(clean(text)) for text in texts]
+    assert says(ids).tolist() == says(trim(ids)).tolist() == want and want[:5] == [False, True, False, True, False]
+    assert says(ids.reshape(1, len(texts), 1, -1)).shape == (1, len(texts), 1)
+    for row in ids[~says(ids)]:
+        assert row.tolist() == [tokenizer.start, tokenizer.end] + [0] * 75
+
+
 def test_no_captions_and_one_that_is_not_in_a_list(tokenizer):
     assert tokenizer.encode([]).shape == (0, 77)
     with pytest.raises(TypeError, match="expected a list"):
@@ -198,8 +208,8 @@ def test_a_folder_of_vocab_and_merges_is_read_too(trained, folder, tmp_path):
 
 
 def test_saving_what_needs_no_folder(builtin, tmp_path):
-    with pytest.raises(ValueError, match="'builtin'"):
-        builtin.save(str(tmp_path))
+    builtin.save(str(tmp_path / "folder"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

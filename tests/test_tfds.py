@@ -14,7 +14,7 @@ from jax_mmreid.batch import DataError, check
 
 MASKS = dict(eta=(0.2, 0.5, 0.3), seed=4, mode="bernoulli", all_missing="repair", mask_file="")
 LAYOUTS = {  # layout -> modalities, options of the dataset
-    "rgbnt201": (("rgb", "nir", "tir"), {}),
+    "rgbnt201": (("rgb", "nir", "tir"), dict(captioner="Blip")),
     "rgbnt100": (("rgb", "nir", "tir"), {}),  # strips
     "sysu_mm01": (("rgb", "ir"), dict(source="npy")),  # arrays, captions
 }

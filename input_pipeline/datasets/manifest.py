@@ -8,7 +8,7 @@
     pid                        a whole number, or any name
     camid, view                whole numbers, optional; no camid: every test picture is its own camera
     rgb, nir, tir, ir          files below the folder of the table, relative to it
-    caption_rgb, caption_ir    what is said of a picture, optional
+    caption_rgb, caption_nir   what is said of a picture, optional; caption_tir and caption_ir likewise
 
 A row is what was seen at one moment. Rows are sorted by their files, whatever their order in the table.
 """
@@ -28,7 +28,7 @@ from input_pipeline.records import Counts, Records
 from jax_mmreid.batch import DataError
 
 MODALITIES = ("rgb", "nir", "tir", "ir")
-CAPTIONS = {"rgb": "caption_rgb", "ir": "caption_ir"}
+CAPTIONS = {m: f"caption_{m}" for m in MODALITIES}
 COLUMNS = ("split", "pid", "camid", "view", *MODALITIES, *CAPTIONS.values())
 SPLITS = (("train", "test"), ("train", "query", "gallery"))
 NUMBER = re.compile(r"[0-9]{1,9}")  # fits int32

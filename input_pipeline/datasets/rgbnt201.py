@@ -3,9 +3,14 @@
     RGBNT201/train_171/{RGB,NI,TI}/000287_cam1_0_05.jpg     171 identities, 3951 triples, cameras 1-4
     RGBNT201/test/{RGB,NI,TI}/...                            30 identities, 836 triples; query = gallery
 
-The three pictures of a triple have the same file name: identity (6 digits), camera, two counters.
+The three pictures of a triple have the same file name: identity (6 digits), camera, two counters. What is published has
+no captions; with data.options.captioner=C those that you add are read from
+
+    RGBNT201/Text/C_RGB/caption_dict_C_RGB.json              of the visible pictures, by their paths: train_171/RGB/..
+    RGBNT201/Text/C_IR/caption_dict_C_IR.json                of the near infrared and thermal ones; see `captions`
 """
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from input_pipeline import arguments, roots
+from input_pipeline.captions import CaptionFiles, from_folder
 from input_pipeline.records import Counts, Records
 from jax_mmreid.batch import DataError
 
@@ -21,11 +27,19 @@ SPLITS = {"train": "train_171", "test": "test"}
 NAME = re.compile(r"(\d{6})_cam(\d+)_\w+\.jpg", re.IGNORECASE)
 
 
-def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool) -> dict[str, Records]:
+def load(
+    data_dir: str,
+    *,
+    modalities: Sequence[str],
+    allow_missing_files: bool,
+    captioner: str = "",
+    rephrased: bool = False,
+) -> dict[str, Records]:
     """Splits "train" and "test"; `data_dir` is the folder RGBNT201 or the one that holds it.
 
     Rows are the file names of all wanted modality folders together. A name that one of them lacks is a DataError,
-    or "" in that column with `allow_missing_files`. Raises ValueError for a modality that the dataset lacks.
+    or "" in that column with `allow_missing_files`. `captioner` names the captions, "" for none; `rephrased` asks for
+    those of training pictures in other words too. Raises ValueError for a modality that the dataset lacks.
     """
     arguments.check_modalities("rgbnt201", modalities, FOLDERS)
     root = data_dir
@@ -33,10 +47,14 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool)
     if os.path.isdir(nested) and not os.path.isdir(os.path.join(data_dir, SPLITS["train"])):
         root = nested
     roots.require("rgbnt201", root)
-    return {split: _load_split(root, folder, modalities, allow_missing_files) for split, folder in SPLITS.items()}
+    splits = {split: _load_split(root, folder, modalities, allow_missing_files) for split, folder in SPLITS.items()}
+    key = functools.partial(from_folder, folders=tuple(SPLITS.values()))
+    return CaptionFiles(root, captioner, rephrased, "", key, allow_missing_files).of_every_picture(splits)
 
 
-def counts(data_dir: str, *, modalities: Sequence[str]) -> dict[str, Counts]:
+def counts(
+    data_dir: str, *, modalities: Sequence[str], captioner: str = "", rephrased: bool = False
+) -> dict[str, Counts]:
     """The published sizes. Raises ValueError for a modality that the dataset lacks."""
     arguments.check_modalities("rgbnt201", modalities, FOLDERS)
     return {"train": Counts(171, (1, 2, 3, 4), 3951), "test": Counts(30, (1, 2), 836)}

@@ -24,59 +24,47 @@ A row of a split has what its side uses if it has a picture of at least one of t
 import dataclasses
 import functools
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-from jax import Array
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jax_mmreid.batch import Batch, Data, DataError
+from jax_mmreid.batch import Data, DataError
 from jax_mmreid.config import ConfigError
-from jax_mmreid.methods import Features, Method
+from jax_mmreid.encoding import TEXT, Encoded, Level, check_keys, check_split, check_text, embed, encode
+from jax_mmreid.methods import Method
 from jax_mmreid.metrics import ranking
-from jax_mmreid.ops import augment, distance
-from jax_mmreid.sharding import to_global
+from jax_mmreid.ops import distance
 
 log = logging.getLogger(__name__)
+_squared = jax.jit(distance.squared)
 
-Level = float | tuple[float, ...]  # of a picture's channels: one number or one each
-
-COLUMNS = ("pid", "camid", "view")
-TEXT = "text"  # in `use` and in `present`
+COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
+PLAIN = ()
+NUMBERS = ("pid", "camid", "view")  # what a rule may compare
 SIDES = ("query", "gallery")
 DEFAULTS = dict(kind="retrieval", trials=1, cmc="picture", options={}, incomplete="error")
 CHOICES = dict(junk=ranking.JUNK_RULES, cmc=("picture", "identity"), incomplete=("error", "skip"))
 
 
-class Encoded(NamedTuple):
-    """A split on the host: what `method.encode` says, batch by batch as read, and one row of columns a picture."""
-
-    features: list[Features]
-    valid: list[np.ndarray]
-    columns: dict[str, np.ndarray]  # pid, camid, view [n] int32
-    present: dict[str, np.ndarray]  # [n] bool; no key for a modality that no batch has
-
-
 def check(name: str, row: dict, data: Data) -> None:
     """Raises ConfigError if the row names what does not exist, DataError for rows of data that lack what it uses."""
     where = f"evals.{name}"
-    _check_keys(where, row, (*SIDES, "junk"), DEFAULTS)
+    check_keys(where, row, (*SIDES, "junk"), DEFAULTS)
     row = DEFAULTS | row
     for key, known in CHOICES.items():
         if row[key] not in known:
             raise ConfigError(f"{where}: {key}={row[key]!r}, expected one of {', '.join(known)}")
     for key, optional in (("query", ()), ("gallery", ("draw",))):
-        _check_keys(f"{where}.{key}", row[key], ("split", "use"), optional)
+        check_keys(f"{where}.{key}", row[key], ("split", "use"), optional)
         _check_side(where, row[key], data)
     drawn = "draw" in row["gallery"]
     if row["trials"] < 1 or (row["trials"] > 1 and not drawn):
         raise ConfigError(f"{where}: trials={row['trials']}, must be 1 or more, and more than 1 needs gallery.draw")
     if drawn:
         draw = row["gallery"]["draw"]
-        _check_keys(f"{where}.gallery.draw", draw, ("cameras", "shots"))
+        check_keys(f"{where}.gallery.draw", draw, ("cameras", "shots"))
         try:
             data.draw(row["gallery"]["split"], **draw, trial=0)
         except ValueError as error:
@@ -85,29 +73,13 @@ def check(name: str, row: dict, data: Data) -> None:
         _require(name, row[key], _complete(row[key], data.present(row[key]["split"])), row["incomplete"])
 
 
-def _check_keys(where: str, given: Collection[str], required: Collection[str], optional: Collection[str] = ()) -> None:
-    known = (*required, *optional)
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"{where} has a key {key!r}; there are {', '.join(known)}")
-    for key in required:
-        if key not in given:
-            raise ConfigError(f"{where} lacks the key {key!r}")
-
-
 def _check_side(where: str, side: dict, data: Data) -> None:
-    use, split = tuple(side["use"]), side["split"]
+    use = tuple(side["use"])
     if not use or not set(use) <= {*data.modalities, TEXT}:
         raise ConfigError(f"{where} uses {use}; data.modalities are {tuple(data.modalities)}, captions are {TEXT!r}")
-    try:
-        data.num_rows(split)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if TEXT in use and TEXT not in data.present(split):
-        raise ConfigError(
-            f"{where} uses text, of which split {split!r} has none; set data.text.tokenizer and name captions with "
-            "data.options.captioner or data.options.query_captions, or take 'text' out of `use`"
-        )
+    check_split(where, side["split"], data)
+    if TEXT in use:
+        check_text(where, side["split"], data, "take 'text' out of `use`")
 
 
 def run(
@@ -122,7 +94,8 @@ def run(
     rows = {name: DEFAULTS | row for name, row in rows.items()}
     methods = {name: _changed(name, method, row["options"]) for name, row in rows.items()}
     splits = sorted({row[side]["split"] for row in rows.values() for side in SIDES})
-    encoded = {name: encode(method, variables, data.split(name), mesh, mean=mean, std=std) for name in splits}
+    settings = dict(mean=mean, std=std, columns=NUMBERS)
+    encoded = {name: encode(method, variables, data.split(name), mesh, **settings) for name in splits}
 
     @functools.cache
     def embedded(method: Method, split: str, use: tuple[str, ...]) -> np.ndarray:
@@ -136,6 +109,16 @@ def run(
             raise ConfigError(f"evals.{name}: {error}") from error
         results[name] = _measure(name, row, vectors, [encoded[row[key]["split"]] for key in SIDES], data)
     return results
+
+
+def note(row: dict, result: dict) -> str:
+    """What a table has no room for, as the rest of a sentence that begins with the row's name; "" for nothing."""
+    skipped = result.get("skipped", {})
+    if not any(skipped.values()):
+        return ""
+    counts = " and ".join(f"{count} {side} rows" for side, count in skipped.items())
+    lack = "no text or no picture" if any(TEXT in row[side]["use"] for side in skipped) else "no picture"
+    return f"leaves out {counts}, which have {lack} that it uses."
 
 
 def _changed(name: str, method: Method, options: dict) -> Method:
@@ -185,57 +168,6 @@ def _rank(name: str, row: dict, dist: np.ndarray, query: dict, gallery: dict) ->
         return ranking.rank(dist, match, ranking.junk_mask(row["junk"], query, gallery), identities)
     except ValueError as error:
         raise DataError(f"evals.{name}: {error}") from error
-
-
-def encode(
-    method: Method, variables: dict, batches: Iterable[Batch], mesh: Mesh, *, mean: Level, std: Level
-) -> Encoded:
-    """Runs the towers over a split, each picture once; `mean` and `std` normalise the pictures."""
-    features, valid, columns, present = [], [], [], []
-    for batch in batches:
-        features.append(_fetch(_encode(variables, to_global(batch, mesh), method=method, mean=mean, std=std)))
-        own = ({key: batch[key] for key in COLUMNS}, batch["present"], batch["valid"])
-        if jax.process_count() > 1:
-            own = multihost_utils.process_allgather(own, tiled=True)
-        valid.append(own[2])
-        columns.append(jax.tree.map(lambda x, keep=own[2]: x[keep], own[0]))
-        present.append(jax.tree.map(lambda x, keep=own[2]: x[keep], own[1]))
-    return Encoded(features, valid, _concatenate(columns), _concatenate(present))
-
-
-def embed(method: Method, variables: dict, split: Encoded, use: tuple[str, ...], mesh: Mesh) -> np.ndarray:
-    """Retrieval vectors [n,D] of an encoded split from the modalities in `use`."""
-    placed = NamedSharding(mesh, PartitionSpec("data"))
-    vectors = [
-        _fetch(_embed(variables, jax.device_put(features, placed), method=method, use=use))[valid]
-        for features, valid in zip(split.features, split.valid)
-    ]
-    return np.concatenate(vectors)
-
-
-@functools.partial(jax.jit, static_argnames=("method", "mean", "std"))
-def _encode(variables: dict, batch: Batch, *, method: Method, mean: Level, std: Level) -> Features:
-    images = {name: augment.normalise(x, mean, std) for name, x in batch["images"].items()}
-    return method.encode(variables, batch | {"images": images})
-
-
-@functools.partial(jax.jit, static_argnames=("method", "use"))
-def _embed(variables: dict, features: Features, *, method: Method, use: tuple[str, ...]) -> Array:
-    return method.embed(variables, features, use)
-
-
-_squared = jax.jit(distance.squared)
-
-
-def _fetch(tree: Any) -> Any:
-    """Global arrays as numpy arrays, whole on every process."""
-    if jax.process_count() > 1:
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)
-
-
-def _concatenate(trees: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *trees)
 
 
 def _take(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -54,11 +54,12 @@ class MissReID:
     alpha: float
     memory_update: str
     memory_order: str
+    structure_drop: float
     detach_structure: bool
     part_norm: bool
     missing_fill: str
     text_terms: bool = True  # a phase option: the text losses run and f~ completes
-    completion: str = "text"  # an option of evaluation rows: "text", or "zero" to score without f~
+    completion: str = "text"  # an option of evaluation rows: "text"; "zero", without f~; "alone", f~ and nothing else
 
     def init(self, rng: Array, batch: Batch) -> dict:
         image_key, structure_key, language_key, head_key = jax.random.split(rng, 4)
@@ -109,7 +110,7 @@ class MissReID:
         terms, stats, accuracy = self._branch(params, stats, "", self.modalities, feats, present, label)
         text = None
         if self.structure:
-            s = masked.mean(self._structure(params, tokens), present[..., None], axis=1)
+            s = masked.mean(self._structure(params, tokens), self._shown(present, rngs)[..., None], axis=1)
             some = present.any(axis=1, keepdims=True)
             new, stats, _ = self._branch(params, stats, "structure_", ("structure",), s[:, None], some, label)
             terms |= new
@@ -132,6 +133,13 @@ class MissReID:
             bank = after
         scalars = {"accuracy": accuracy, "present": present.mean()}
         return LossOut(terms, {"batch_stats": stats, "memory": bank}, scalars)
+
+    def _shown(self, present: Array, rngs: dict[str, Array]) -> Array:
+        """Which pictures the structure vector is read from in training, [B,M]: of each row at least one that it has."""
+        if not self.structure_drop:
+            return present
+        kept = present & jax.random.bernoulli(rngs["structure"], 1 - self.structure_drop, present.shape)
+        return jnp.where(kept.any(axis=1, keepdims=True), kept, present)
 
     def _branch(
         self,
@@ -195,13 +203,19 @@ class MissReID:
         return features
 
     def embed(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> Array:
-        """f of the used modalities, f~ or a zero block for the others, concatenated and normalised: [B,M*D]."""
+        """f of the used modalities, f~ or a zero block for the others, concatenated and normalised: [B,M*D].
+
+        With completion "alone", f~ of what is missing and zero blocks for f; of a row that misses nothing, f~ of all.
+        """
         params = variables["params"]
         available = features["present"] & jnp.array([m in use for m in self.modalities])
         parts = features["feats"]
         fill = jnp.zeros_like(parts)
         if self._completes:
             s = masked.mean(features["structure"], available[..., None], axis=1)
+            if self.completion == "alone":
+                available &= ~available.all(axis=1, keepdims=True)
+                parts = jnp.zeros_like(parts)
             fill = self.language.complete(params, s, ~available.all(axis=0))
         elif self.missing_fill == "encode_zero_image":
             fill = jnp.broadcast_to(features["blank"][:, None], parts.shape)
@@ -233,7 +247,7 @@ class MissReID:
 
     @property
     def _completes(self) -> bool:
-        return self.language is not None and self.text_terms and self.completion == "text"
+        return self.language is not None and self.text_terms and self.completion != "zero"
 
     def _camera(self, camid: Array) -> Array | None:
         """[B] -> one-hot [B,C]; a camera that training has not seen gives a zero row, which adds nothing."""
@@ -295,6 +309,7 @@ def create(
     template_kind: str,
     period: bool,
     text_len: int,
+    structure_drop: float,
     detach_structure: bool,
     part_norm: bool,
     missing_fill: str,
@@ -322,7 +337,11 @@ def create(
     common = dict(dim=dim, dtype=jnp.dtype(dtype), remat=remat, scan=scan)
     language = None
     if ldmmc:
-        sentence = template(template_kind, prompts=prompts, period=period, length=text_len)
+        tokenise = data.tokenise if data.vocab else None
+        sentence = template(template_kind, prompts=prompts, period=period, length=text_len, tokenise=tokenise)
+        for key, needed in (("vocab", max(sentence.ids) + 1), ("context", len(sentence.ids))):
+            if needed > text[key]:
+                raise ConfigError(f"model.text.{key}={text[key]} is too small for a sentence that needs {needed}")
         tower = TextTower(**text, **common)
         language = Language(len(data.modalities), prompts, Inversion(**inversion, dim=tower.width), tower, sentence)
     return MissReID(
@@ -341,6 +360,7 @@ def create(
         alpha=memory["alpha"],
         memory_update=memory["update"],
         memory_order=memory["order"],
+        structure_drop=structure_drop,
         detach_structure=detach_structure,
         part_norm=part_norm,
         missing_fill=missing_fill,

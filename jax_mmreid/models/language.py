@@ -5,18 +5,20 @@ modality, and the frozen text tower reads the sentence (Eq. 8-9).
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jax_mmreid.models.clip import TextTower
 
 
 class Template(NamedTuple):
-    """A sentence as CLIP ids with gaps; the places of the pseudo-word, the first prompt token and <EOT>."""
+    """A sentence as token ids with gaps; the places of the pseudo-word, the first prompt token and <EOT>."""
 
     ids: tuple[int, ...]
     word: int
@@ -24,25 +26,40 @@ class Template(NamedTuple):
     end: int
 
 
-_START, _END, _PERIOD, _GAP = 49406, 49407, 269, 343  # _GAP is the word "x"
-_SENTENCES = {
-    # "An image of a [X] person, who shows the [X..X] attributes."
-    "person": ((550, 2867, 539, 320), (2533, 267, 822, 2665, 518), (40763,)),
-    # "An image of a [X] vehicle, which shows the [X..X] attributes."
-    "vehicle": ((550, 2867, 539, 320), (5299, 267, 1448, 2665, 518), (40763,)),
+SENTENCES = {  # before the pseudo-word, between it and the prompts, after these; the period
+    "person": ("an image of a", "person , who shows the", "attributes", "."),
+    "vehicle": ("an image of a", "vehicle , which shows the", "attributes", "."),
 }
+TEMPLATES = tuple(SENTENCES)
+CLIP_IDS = {
+    "an": 550, "image": 2867, "of": 539, "a": 320, "person": 2533, "vehicle": 5299, ",": 267, "who": 822, "which": 1448,
+    "shows": 2665, "the": 518, "attributes": 40763, ".": 269, "x": 343, "<start>": 49406, "<end>": 49407,
+}  # fmt: skip
 
 
-TEMPLATES = tuple(_SENTENCES)
+def template(
+    kind: str,
+    *,
+    prompts: int,
+    period: bool = True,
+    length: int = 0,
+    tokenise: Callable[[Sequence[str]], np.ndarray] | None = None,
+) -> Template:
+    """The sentence of the paper's Section 3.4, "An image of a [X] person, who shows the [X..X] attributes.", as ids.
 
-
-def template(kind: str, *, prompts: int, period: bool = True, length: int = 0) -> Template:
-    """The sentence of the paper's Section 3.4 as OpenAI BPE ids, padded with 0 to `length` if that is longer.
-
-    Attention is causal and <EOT> is read, so padding costs time and changes nothing. `kind` is one of TEMPLATES.
+    `tokenise` is that of the text tower's vocabulary (`Data.tokenise`), by default CLIP's. Padded with 0 to `length` if
+    that is longer: attention is causal and <EOT> is read, so padding costs time and changes nothing. `kind` is one of
+    TEMPLATES.
     """
-    head, middle, tail = _SENTENCES[kind]
-    ids = (_START, *head, _GAP, *middle, *(_GAP,) * prompts, *tail, *(_PERIOD,) * period, _END)
+    pieces = (*SENTENCES[kind], "x")
+    if tokenise is None:
+        rows = [[CLIP_IDS[word] for word in ("<start>", *piece.split(), "<end>")] for piece in pieces]
+    else:
+        rows = [row[: row.argmax() + 1].tolist() for row in tokenise(pieces)]
+    start, end = rows[0][0], rows[0][-1]
+    head, middle, tail, dot, gap = (row[1:-1] for row in rows)
+    gap = gap[:1]  # whatever stands there, its embedding is replaced
+    ids = (start, *head, *gap, *middle, *gap * prompts, *tail, *dot * period, end)
     word = 1 + len(head)
     padding = (0,) * (length - len(ids))
     return Template(ids + padding, word=word, prompt=word + 1 + len(middle), end=len(ids) - 1)

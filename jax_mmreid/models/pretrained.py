@@ -6,7 +6,8 @@ Weights are a flat dict of our leaves by path, as in `layouts`. A converted fold
     about.json   where they came from: source, layout, attention heads, SHA-256 of every file
 
 `config.init` names such a folder, the workdir of a run (its last checkpoint counts), a .safetensors file, or a folder
-with one; or several of them joined by ",", each with parts of its own. `start_from` puts the weights into a new state.
+with one; or several of them joined by ",", each with parts of its own. "PLACE:text" or "PLACE:image+text" takes these
+parts of a place only. `start_from` puts the weights into a new state.
 """
 
 import functools
@@ -73,12 +74,15 @@ def save(folder: str | Path, weights: Weights, about: dict[str, Any]) -> None:
 def load(place: str | Path) -> Weights:
     """The weights at a place that `config.init` may name; see above.
 
-    Raises DataError if there are none, if PyTorch would be needed to read them, or if two of several places have the
-    same part.
+    Raises DataError if there are none, if PyTorch would be needed to read them, if a part that is asked for is not
+    there, or if two of several places have the same part.
     """
     weights, origin = {}, {}
-    for one in places(place):
+    for one, parts in places(place):
         found = _load_one(one)
+        if lacking := parts - _parts(found):
+            raise DataError(f"weights: {one} has {_some(_parts(found))} and lacks {_some(lacking)}")
+        found = {path: leaf for path, leaf in found.items() if not parts or _part(path) in parts}
         for part in sorted(_parts(found)):
             if part in origin:
                 raise DataError(f"weights: {origin[part]} and {one} both have {part}; each part has one source")
@@ -87,9 +91,18 @@ def load(place: str | Path) -> Weights:
     return weights
 
 
-def places(init: str | Path) -> list[str]:
-    """The places that `config.init` names. A name with a comma in it, as of a workdir, is one place if it exists."""
-    return [str(init)] if Path(init).exists() else str(init).split(",")
+def places(init: str | Path) -> list[tuple[str, set[str]]]:
+    """The places that `config.init` names, and which parts of each it takes, {} for all.
+
+    A name with a comma or a colon in it, as of a workdir, is one place if it exists.
+    """
+    if Path(init).exists():
+        return [(str(init), set())]
+    found = []
+    for place in str(init).split(","):
+        named = None if Path(place).exists() else re.fullmatch(r"(.+):([a-z_]+(?:\+[a-z_]+)*)", place)
+        found.append((named[1], set(named[2].split("+"))) if named else (place, set()))
+    return found
 
 
 def _load_one(place: str | Path) -> dict[str, np.ndarray]:

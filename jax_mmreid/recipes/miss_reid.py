@@ -1,5 +1,7 @@
 """The published recipe of Miss-ReID as config fields (NeurIPS 2025): what the configs of its datasets share."""
 
+from collections.abc import Sequence
+
 from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, base_config, missing_evals, parse_eta
 
 # Rows of the Miss-ReID poster's Table 1: (bhipr, iosm, ldmmc).
@@ -42,6 +44,7 @@ MISS_REID_MODEL = dict(
         order="after_loss",  # or before_loss
         passive=True,  # row E keeps prototypes for the text terms, though no visual loss uses them
     ),
+    structure_drop=0.0,  # how often a picture is left out of the structure vector in training, as if it were missing
     detach_structure=False,  # True: text terms do not train the structure vector
     part_norm=False,  # True: f and f~ of every modality are normalised before they are concatenated
     missing_fill="zero_feature",  # of rows without text; or encode_zero_image, the picture that is all mid-grey
@@ -86,12 +89,15 @@ def miss_reid(
     splits: str = "test",
     junk: str = "same_camera",
     incomplete: str = "error",
+    completions: Sequence[str] = ("zero",),
 ) -> ConfigDict:
     """Miss-ReID as published (Section 4.2): ViT-B/16, Adam, 50 epochs, text terms from epoch `text_epoch` (1-based) on.
 
     `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `modalities` those that
     are used at all, `preset` names the widths, `tower` the CLIP; `splits`, `junk` and `incomplete` are those of
-    `missing_evals`. Raises ConfigError for a row, preset, tower, modality or rate that does not exist.
+    `missing_evals`. `completions`: how the settings are scored beside with text features, where there are any: "zero"
+    puts blocks of zeros in their place, "alone" leaves nothing but them. Raises ConfigError for a row, preset, tower,
+    modality or rate that does not exist.
     """
     choices = {"row": (row, MISS_REID_ROWS), "preset": (preset, MISS_REID_PRESETS), "tower": (tower, CLIP_TOWERS)}
     for name, (value, known) in choices.items():
@@ -133,9 +139,26 @@ def miss_reid(
         (r"memory/(proto|sums)$", (None, None, "model")),
     )
     config.evals.update(missing_evals(names, splits, junk, incomplete=incomplete))
-    if ldmmc:  # the same weights with zero blocks in place of the text features
-        config.evals.update(missing_evals(names, splits, junk, "zero/", {"completion": "zero"}, incomplete))
+    for completion in completions if ldmmc else ():
+        changed = {"completion": completion}
+        config.evals.update(missing_evals(names, splits, junk, f"{completion}/", changed, incomplete))
     return config
+
+
+def miss_reid_published(table: dict, *, row: str, eta: str, **others) -> dict[str, dict[str, float]]:
+    """`config.published` for arguments of the recipe, out of {(row, eta): (mAP, R-1)}; empty where nothing is printed.
+
+    mAP and R-1 are percentages of the last of Table 2's columns, up to the mean, which is the very last. Empty too if
+    an argument other than row and eta is not the published one.
+    """
+    if any(value != miss_reid.__kwdefaults__[key] for key, value in others.items()):
+        return {}
+    found = {}
+    columns = tuple(missing_evals(("rgb", "nir", "tir"), "test", "none"))
+    for metric, numbers in zip(("mAP", "rank1"), table.get((row, parse_eta(eta)), ())):
+        for name, number in zip(columns[-len(numbers) :], numbers):
+            found.setdefault(name, {})[metric] = round(number / 100, 4)
+    return found
 
 
 def miss_reid_weights(*, identity: float, contrast: float) -> dict[str, float]:

@@ -109,6 +109,17 @@ def tvi_lfm(
     return config
 
 
+def tvi_lfm_published(table: dict, *, stage: str, row: str, epochs: int) -> dict[str, dict[str, float]]:
+    """`config.published` for arguments of the recipe, out of {stage: {row of evals: (R-1, mAP, mINP) in percent}}.
+
+    Empty for another number of epochs, and for rows of the ablation other than the whole.
+    """
+    if epochs != tvi_lfm.__kwdefaults__["epochs"] or (stage == "lfm" and row != "full"):
+        return {}
+    metrics = ("rank1", "mAP", "mINP")
+    return {name: {key: round(x / 100, 4) for key, x in zip(metrics, row)} for name, row in table[stage].items()}
+
+
 def cross_modal_evals(prefix: str, shared: dict, *, stage: str, ensemble: bool) -> dict[str, dict]:
     """Rows for `config.evals`: infrared queries, and in stage "lfm" text, fusion and, with `ensemble`, mer.
 

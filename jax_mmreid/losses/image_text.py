@@ -1,0 +1,81 @@
+"""Contrast of pictures with captions over a whole batch: CLIP (Radford et al., 2021) and SigLIP (Zhai et al., 2023).
+
+    z[i,j] = scale unit(x[i]).unit(y[j]) + bias,   row i of x belongs to row i of y
+    info_nce: half of log(1 + sum_j exp(z[i,j] - z[i,i])) + log(1 + sum_j exp(z[j,i] - z[i,i]))
+    sigmoid:  log(1 + exp(-z[i,i])) + sum_j log(1 + exp(z[i,j]))
+
+j runs over the negatives of i: the rows that exist and whose key differs from that of i. The columns of z come in
+blocks, computed again in the backward pass, so no device ever holds all of z: with rows over n devices a device has
+[B/n,block] of it, and of y one block at a time.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_mmreid.ops import masked
+
+NONE = -1e30  # the logit of what is no negative; finite, since a row without any negative has a gradient too
+
+
+def info_nce(x: Array, y: Array, *, scale: Array, key: Array, where: Array, block: int) -> Array:
+    """CLIP's symmetric cross-entropy, per pair.
+
+    x, y [B,D] of any norm, key [B], where [B] the pairs that exist, `block` the most columns at a time
+        -> [B] float32, 0 where a pair does not exist.
+    """
+    x, y = (masked.unit(masked.blank(side, where)) for side in (x, y))
+    own = scale * (x * y).sum(axis=-1)
+
+    def add(total: Array, columns: Columns) -> tuple[Array, Array]:
+        z = _negatives(scale * _products(x, columns.y), (key, where), columns)
+        return jnp.logaddexp(total, jax.nn.logsumexp(z, axis=1)), jax.nn.logsumexp(z, axis=0)
+
+    of_rows, of_columns = _over_columns(add, jnp.full(own.shape, NONE), Columns(y, key, where), block)
+    of_columns = of_columns.T.reshape(-1)
+    return masked.blank((jax.nn.softplus(of_rows - own) + jax.nn.softplus(of_columns - own)) / 2, where)
+
+
+def sigmoid(x: Array, y: Array, *, scale: Array, bias: Array, key: Array, where: Array, block: int) -> Array:
+    """SigLIP's loss, every pair of rows a decision of its own; arguments and result are those of `info_nce`."""
+    x, y = (masked.unit(masked.blank(side, where)) for side in (x, y))
+    own = scale * (x * y).sum(axis=-1) + bias
+
+    def add(total: Array, columns: Columns) -> tuple[Array, None]:
+        z = _negatives(scale * _products(x, columns.y) + bias, (key, where), columns)
+        return total + jax.nn.softplus(z).sum(axis=1), None
+
+    negatives, _ = _over_columns(add, jnp.zeros(own.shape), Columns(y, key, where), block)
+    return masked.blank(jax.nn.softplus(-own) + negatives, where)
+
+
+class Columns(NamedTuple):
+    """The captions of some pairs, with what tells whose negatives they are."""
+
+    y: Array  # [...,D]
+    key: Array
+    where: Array
+
+
+def _products(x: Array, y: Array) -> Array:
+    return jnp.einsum("bd,cd->bc", x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def _negatives(z: Array, rows: tuple[Array, Array], columns: Columns) -> Array:
+    """z [B,C] with NONE in place of everything that is no negative of its row."""
+    key, where = (side[:, None] for side in rows)
+    return jnp.where((key != columns.key) & where & columns.where, z, NONE)
+
+
+def _over_columns(add: Callable, total: Array, columns: Columns, block: int) -> tuple[Array, Array | None]:
+    """Scans `add` over blocks of columns: the last total, and what it gave for each block.
+
+    Block k of n holds columns k, k + n, ..., so that each is spread over the devices as the batch is.
+    """
+    B = len(total)
+    blocks = next(n for n in range(1, B + 1) if B % n == 0 and B // n <= max(block, 1))
+    columns = jax.tree.map(lambda x: x.reshape(-1, blocks, *x.shape[1:]).swapaxes(0, 1), columns)
+    return jax.lax.scan(jax.checkpoint(add), total, columns)

@@ -1,0 +1,126 @@
+"""Contrast of pictures with captions: oracle (a loop in NumPy), laws of twins and masks, equality over devices."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_mmreid.losses import image_text
+
+B, D = 24, 7
+LOSSES = {"info_nce": {}, "sigmoid": {"bias": -3.0}}
+
+
+@pytest.fixture
+def pairs():
+    """x, y, keys of which some are alike, and which pairs exist."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, B, D)).astype(np.float32) * np.float32(3)
+    return x, y, rng.integers(0, 9, B).astype(np.uint32), rng.random(B) < 0.8
+
+
+def naive(kind, x, y, scale, key, where, bias=0.0):
+    """float64, one pair at a time."""
+    x, y = (side.astype(np.float64) / np.linalg.norm(side, axis=1, keepdims=True) for side in (x, y))
+    out = np.zeros(len(x))
+    for i in np.flatnonzero(where):
+        own = scale * x[i] @ y[i] + bias
+        others = [j for j in np.flatnonzero(where) if key[j] != key[i]]
+        rows = [scale * x[i] @ y[j] + bias for j in others]
+        columns = [scale * x[j] @ y[i] + bias for j in others]
+        if kind == "sigmoid":
+            out[i] = np.log1p(np.exp(-own)) + sum(np.log1p(np.exp(z)) for z in rows)
+        else:
+            out[i] = sum(np.log1p(sum(np.exp(z - own) for z in side)) / 2 for side in (rows, columns))
+    return out
+
+
+def loss(kind, x, y, key, where, block=B, **options):
+    options = LOSSES[kind] | options
+    return getattr(image_text, kind)(
+        x, y, key=key, where=where, block=block, scale=options.pop("scale", 5.0), **options
+    )
+
+
+@pytest.mark.parametrize("block", [1, 5, 6, 24, 4096])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_equals_a_loop(kind, block, pairs):
+    x, y, key, where = pairs
+    expected = naive(kind, x, y, 5.0, key, where, **LOSSES[kind])
+    np.testing.assert_allclose(loss(kind, x, y, key, where, block), expected, rtol=2e-6, atol=1e-6)
+    assert (expected[~where] == 0).all() and (expected[where] > 0).all()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_blocks_change_no_gradient(kind, pairs):
+    x, y, key, where = pairs
+
+    def gradients(block):
+        return jax.grad(lambda x, y: loss(kind, x, y, key, where, block).sum(), argnums=(0, 1))(x, y)
+
+    for a, b in zip(gradients(B), gradients(4)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_without_twins_it_is_the_cross_entropy_of_both_directions(pairs):
+    x, y, _, _ = pairs
+    every = np.ones(B, bool)
+    logits = 5.0 * (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (y / np.linalg.norm(y, axis=1, keepdims=True)).T
+    expected = (-np.diag(jax.nn.log_softmax(logits, axis=1)) - np.diag(jax.nn.log_softmax(logits, axis=0))) / 2
+    np.testing.assert_allclose(loss("info_nce", x, y, np.arange(B), every), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_what_does_not_exist_may_hold_anything(kind, pairs):
+    x, y, key, where = pairs
+    spoilt = [np.where(where[:, None], side, np.nan).astype(np.float32) for side in (x, y)]
+
+    def value_and_gradients(x, y):
+        return jax.value_and_grad(lambda x, y: loss(kind, x, y, key, where, 6).sum(), argnums=(0, 1))(x, y)
+
+    (a, ga), (b, gb) = value_and_gradients(x, y), value_and_gradients(*spoilt)
+    assert a == b
+    for clean, other in zip(ga, gb):
+        np.testing.assert_array_equal(clean, other)
+        assert (np.asarray(other)[~where] == 0).all()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("scale", [1e-3, 100.0])
+def test_nothing_to_compare_with_is_finite(kind, scale, pairs):
+    """No pair at all, a single pair, twins only: values and gradients are numbers, and no negative costs nothing."""
+    x, y, _, _ = pairs
+    for key, where in ((np.arange(B), np.zeros(B, bool)), (np.arange(B), np.arange(B) == 3), (np.zeros(B), np.ones(B))):
+        value, gradients = jax.value_and_grad(
+            lambda x, y, key=key, where=where: loss(kind, x, y, key, where.astype(bool), 6, scale=scale).sum(), (0, 1)
+        )(x, y)
+        assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
+        assert kind == "sigmoid" or value == 0
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_eight_devices_equal_one_and_none_holds_all_pairs(kind):
+    rows, width = 64, 16
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, rows, width)).astype(np.float32)
+    key, where = rng.integers(0, 40, rows).astype(np.uint32), rng.random(rows) < 0.9
+    expected = naive(kind, x, y, 5.0, key, where, **LOSSES[kind]).sum()
+
+    def total(x, y, key, where, block):
+        return loss(kind, x, y, key, where, block).sum()
+
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    placed = jax.device_put((x, y, key, where), NamedSharding(mesh, PartitionSpec("data")))
+    for block, most in ((rows, rows * rows // 8), (16, rows * 16 // 8)):
+        function = jax.jit(jax.value_and_grad(functools.partial(total, block=block), argnums=(0, 1)))
+        value, gradients = function(*placed)
+        one, own = jax.jit(jax.value_and_grad(functools.partial(total, block=block), argnums=(0, 1)))(x, y, key, where)
+        np.testing.assert_allclose([value, one], expected, rtol=1e-5)
+        for a, b in zip(gradients, own):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        shapes = re.findall(r"(?:f32|pred)\[([\d,]+)\]", function.lower(*placed).compile().as_text())
+        largest = max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
+        assert largest <= max(most, rows * width), f"a device holds {largest} numbers of {rows * rows}"
