@@ -231,5 +231,6 @@ def flat(tree: dict, prefix: str = "") -> dict:
 
 
 def is_free(key: str) -> bool:
-    """Whether a dotted field is one of FREE or lies below one."""
+    """Whether a dotted field is one of FREE or lies below one, in the config itself or in that of `pretrain`."""
+    key = key.removeprefix("pretrain.config.")
     return any(key == name or key.startswith(name + ".") for name in FREE)

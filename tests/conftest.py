@@ -25,6 +25,7 @@ import pytest
 from input_pipeline import open_data
 from jax_mmreid import experiment
 from jax_mmreid.config import ConfigDict
+from jax_mmreid.recipes.clip import clip
 from jax_mmreid.recipes.miss_reid import miss_reid
 from jax_mmreid.recipes.tvi_lfm import tvi_lfm
 
@@ -84,6 +85,22 @@ def tiny_tvi_config(folder, stage="lfm", row="full", **changes) -> ConfigDict:
     config.model.text.update(vocab=520, width=8, layers=1, heads=2)
     config.optim.schedule.update(warmup=1)
     return _in_seconds(config, changes)
+
+
+def tiny_clip_config(folder, loss="info_nce", **changes) -> ConfigDict:
+    """Contrastive training with every part in place and every axis small, on `drawn`; `changes` override fields."""
+    config = clip("synthetic", loss=loss, epochs=2, lr=1e-3)
+    config.data.data_dir = str(folder)
+    drawn = dict(seed=0, num_train_ids=12, num_test_ids=5, cameras=3, images_per_camera=2, height=32)
+    config.data.options = drawn | dict(captioner="Blip")
+    config.data.image_size = (32, 16)
+    config.data.text.update(tokenizer="train", vocab_size=530, context=60)
+    config.aug.update(pad=2)
+    config.model.image.update(patch=8, width=16, layers=2, heads=2, position_std=0.5)
+    config.model.text.update(vocab=530, context=60, width=8, layers=1, heads=2)
+    config.model.dim = 12
+    config.optim.schedule.update(warmup=1)
+    return _in_seconds(config, {"data.identities": 8, "data.instances": 1} | changes)
 
 
 def _in_seconds(config: ConfigDict, changes: dict) -> ConfigDict:

@@ -185,6 +185,22 @@ def test_padding_keeps_the_end():
     assert found == (SENTENCES["vehicle"] + (0,) * 59, 5, 11, 17)
 
 
+def test_another_vocabulary_reads_the_same_sentence():
+    """Words of several tokens move what comes after them; start and end are the vocabulary's own."""
+    words = {"image": [3, 4], "x": [9], ".": [5]}
+
+    def tokenise(sentences):
+        ids = np.zeros((len(sentences), 20), np.int32)
+        for row, text in zip(ids, sentences):
+            found = [98, *(token for word in text.split() for token in words.get(word, [7])), 99]
+            row[: len(found)] = found
+        return ids
+
+    found = template("person", prompts=2, tokenise=tokenise)
+    assert found.ids == (98, 7, 3, 4, 7, 7, 9, 7, 7, 7, 7, 7, 9, 9, 7, 5, 99)
+    assert (found.word, found.prompt, found.end) == (6, 12, 16)
+
+
 @pytest.mark.parametrize("prompts", [1, 7])
 def test_the_number_of_prompts_moves_the_end(prompts):
     found = template("person", prompts=prompts)

@@ -142,6 +142,34 @@ def test_embeddings_are_unit_and_blocks_of_missing_modalities_are_filled(row_f):
     np.testing.assert_allclose(full.reshape(10, -1), masked.unit(features["feats"].reshape(10, -1)), atol=1e-7)
 
 
+def test_text_alone_is_what_stands_in_for_missing_pictures(row_f):
+    method, state, _, encode = row_f
+    batch = float_batch(np.random.default_rng(4), 10, method.modalities)
+    batch["present"] = {m: jnp.ones(10, bool) for m in method.modalities}
+    features = encode(state.variables, batch)
+    alone = dataclasses.replace(method, completion="alone")
+    some, every, completed = (
+        np.asarray(m.embed(state.variables, features, use)).reshape(10, 3, -1)
+        for m, use in [(alone, ("rgb", "tir")), (alone, method.modalities), (method, ("rgb", "tir"))]
+    )
+    assert not some[:, [0, 2]].any() and np.abs(every).max(axis=-1).min() > 0
+    nir = completed[:, 1] / np.linalg.norm(completed[:, 1], axis=1, keepdims=True)
+    np.testing.assert_allclose(some[:, 1], nir, atol=1e-6)
+
+
+def test_structure_is_read_from_some_of_the_pictures_that_there_are(drawn):
+    method = start(tiny_config(drawn, **{"model.structure_drop": 0.5}))[0].phases[-1].method
+    present = jnp.asarray(np.random.default_rng(0).random((4000, 3)) < 0.7)
+    shown = np.asarray(method._shown(present, {"structure": jax.random.PRNGKey(0)}))
+    assert not (shown & ~present).any()
+    np.testing.assert_array_equal(shown.any(axis=1), present.any(axis=1))
+    three = np.asarray(present.all(axis=1))
+    counts = np.bincount(shown[three].sum(axis=1), minlength=4) / three.sum()
+    np.testing.assert_allclose(counts, [0, 3 / 8, 3 / 8, 1 / 4], atol=0.03)  # all three in place of none
+    faithful = start(tiny_config(drawn))[0].phases[-1].method
+    assert faithful._shown(present, {}) is present
+
+
 def test_a_mask_at_test_equals_a_modality_out_of_use(row_f):
     method, state, _, encode = row_f
     batch = float_batch(np.random.default_rng(5), 10, method.modalities)

@@ -346,6 +346,24 @@ def test_a_place_without_weights_is_refused(tmp_path, place, match):
         pretrained.load(place or tmp_path)
 
 
+def test_parts_of_a_place(clip_folder, tmp_path):
+    whole = pretrained.load(clip_folder)
+    parts = {path.split("/")[1] for path in whole}
+    assert parts == {"image", "text", "logit_scale"}
+    for asked in ("text", "image+logit_scale"):
+        found = pretrained.load(f"{clip_folder}:{asked}")
+        assert {path.split("/")[1] for path in found} == set(asked.split("+"))
+        assert all((found[path] == whole[path]).all() for path in found)
+    both = pretrained.load(f"{clip_folder}:image,{clip_folder}:text")
+    assert both.keys() == {path for path in whole if "logit_scale" not in path}
+    with pytest.raises(DataError, match="has image, logit_scale, text and lacks pool$"):
+        pretrained.load(f"{clip_folder}:text+pool")
+    named = tmp_path / "run:text"
+    named.mkdir()
+    assert pretrained.places(str(named)) == [(str(named), set())]
+    assert pretrained.places(f"{named}:image,b") == [(str(named), {"image"}), ("b", set())]
+
+
 def test_a_broken_converted_folder_is_refused(clip_folder, tmp_path):
     convert.convert(str(clip_folder), tmp_path / "out")
     (tmp_path / "out" / "weights" / "_METADATA").unlink()

@@ -25,9 +25,8 @@ from jax_mmreid.models.clip import ImageTower, TextTower
 from jax_mmreid.ops import masked
 from jax_mmreid.state import TrainState
 
-LOSSES = ("info_nce", "sigmoid")
 START = {"info_nce": (1 / 0.07, None), "sigmoid": (10.0, -10.0)}  # scale and bias, as the papers begin
-HIGHEST_SCALE = 100.0  # CLIP's bound, against instability
+HIGHEST = math.log(100.0)  # of logit_scale: CLIP's bound, against instability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +65,16 @@ class CLIP:
         where = jnp.stack([batch["present"][m] for m in names], axis=1).reshape(-1) & says(ids)
         x = self._pictures(params, batch, names).reshape(len(ids), -1)
         y = self._sentences(params, ids)
-        scale = jnp.minimum(jnp.exp(params["logit_scale"]), HIGHEST_SCALE)
+        scale = jnp.exp(jnp.minimum(params["logit_scale"], HIGHEST))
         options = dict(scale=scale, key=self._keys(ids), where=where, block=self.block)
         scalars = {"scale": scale, "described": where.mean()}
         if self.loss_kind == "sigmoid":
-            options["bias"] = scalars["bias"] = params["logit_bias"]
-        contrast = masked.mean(getattr(image_text, self.loss_kind)(x, y, **options), where)
-        return LossOut({"contrast": contrast}, {"batch_stats": {}, "memory": {}}, scalars)
+            scalars["bias"] = params["logit_bias"]
+            contrast = image_text.sigmoid(x, y, bias=scalars["bias"], **options)
+        else:
+            contrast = image_text.info_nce(x, y, **options)
+        terms = {"contrast": masked.mean(contrast, where)}
+        return LossOut(terms, {"batch_stats": {}, "memory": {}}, scalars)
 
     def _keys(self, ids: Array) -> Array:
         """A number for each caption [B,L] -> [B] uint32, alike for those that are no negatives of each other."""
@@ -84,7 +86,7 @@ class CLIP:
         return ((mixed ^ (mixed >> 15)) * weights).sum(axis=-1, dtype=jnp.uint32)
 
     def encode(self, variables: dict, batch: Batch) -> dict[str, dict[str, Array]]:
-        """ "feats" {modality: [B,D]} of pictures, "text" {modality: [B,D]} of captions, "there" {...: [B]} of both."""
+        """ "feats" {modality: [B,D]} of pictures and "there" {modality: [B]}; "text" and "said" of captions alike."""
         params, present = variables["params"], batch["present"]
         features = {"feats": {}, "text": {}, "there": {m: present[m] for m in batch["images"]}, "said": {}}
         names = [m for m in self.modalities if m in batch["images"]]
@@ -141,7 +143,7 @@ def create(
     image, text: sizes of the towers; dim: of the space they share; loss: info_nce or sigmoid; twins: a caption is no
     negative of another picture with the same one; block: how many captions the loss compares with at a time.
     """
-    for key, value, choices in (("loss", loss, LOSSES), ("dtype", dtype, ("float32", "bfloat16"))):
+    for key, value, choices in (("loss", loss, tuple(START)), ("dtype", dtype, ("float32", "bfloat16"))):
         if value not in choices:
             raise ConfigError(f"model.{key}={value!r}: expected one of {', '.join(choices)}")
     for key, part in (("image", image), ("text", text)):

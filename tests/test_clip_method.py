@@ -1,0 +1,187 @@
+"""Contrastive training: which pairs the loss sees, what a feature is, and that devices change nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close, open_tiny, start, tiny_clip_config, tiny_config
+from test_image_text_loss import naive
+
+from jax_mmreid import experiment, train
+from jax_mmreid.batch import says
+from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.config import ConfigError
+from jax_mmreid.ops import augment
+from jax_mmreid.sharding import to_global
+from jax_mmreid.state import merge, streams
+
+MODALITIES = ("rgb", "nir", "tir")
+
+
+@pytest.fixture(scope="module")
+def tiny(drawn):
+    """Method, state, and a normalised batch with an absent picture, an empty caption and two that are alike."""
+    exp, data, state = start(tiny_clip_config(drawn))
+    batch = next(iter(data.train(0, 1)))
+    images = {m: augment.normalise(x, 0.5, 0.5) for m, x in batch["images"].items()}
+    batch["present"]["tir"][2] = False
+    ids = batch["text"]["rgb"]
+    ids[5] = ids[1]
+    batch["text"]["nir"][4] = data.tokenise([""])[0, : ids.shape[1]]
+    return exp.phases[0].method, state, jax.tree.map(jnp.asarray, batch | {"images": images})
+
+
+def value_and_gradients(method, state, batch):
+    def objective(params):
+        rngs = streams(state.rng, state.step, ("dropout",))
+        out = method.loss(merge(params, state.frozen), state, batch, rngs)
+        return out.terms["contrast"], out.scalars
+
+    return jax.jit(jax.value_and_grad(objective, has_aux=True))(state.params)
+
+
+def vectors(method, state, batch):
+    """Unit features of pictures and captions, [B,M,D] each."""
+    features = jax.jit(method.encode)(state.variables, batch)
+    return [np.stack([features[kind][m] for m in MODALITIES], axis=1) for kind in ("feats", "text")]
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+@pytest.mark.parametrize("twins", [True, False])
+def test_the_loss_is_over_all_pairs_of_the_batch(drawn, tiny, loss, twins):
+    _, _, batch = tiny
+    exp, _, state = start(tiny_clip_config(drawn, loss, **{"model.twins": twins, "model.block": 6}))
+    method = exp.phases[0].method
+    (value, scalars), _ = value_and_gradients(method, state, batch)
+    x, y = (side.reshape(24, -1) for side in vectors(method, state, batch))
+    ids = np.stack([batch["text"][m] for m in MODALITIES], axis=1).reshape(24, -1)
+    where = np.stack([batch["present"][m] for m in MODALITIES], axis=1).reshape(-1) & says(ids)
+    assert where.sum() == 22
+    key = np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1) if twins else np.arange(24)
+    scale, bias = {"info_nce": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}[loss]
+    each = naive(loss, x, y, scale, key, where, bias)
+    assert value == pytest.approx(each.sum() / 22, rel=1e-5) and scalars["scale"] == pytest.approx(scale)
+    assert scalars["described"] == pytest.approx(22 / 24)
+    if twins and loss == "info_nce":  # the option matters: two captions of the batch are alike
+        assert abs(naive(loss, x, y, scale, np.arange(24), where, bias).sum() - each.sum()) > 1e-3
+
+
+def test_captions_have_a_key_each(tiny):
+    method, _, _ = tiny
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 530, (4000, 40)).astype(np.int32)
+    ids[:2000, 5:] = ids[0, 5:]  # most differ in a few words
+    ids[1] = ids[0]
+    keys = np.asarray(method._keys(ids))
+    assert len(np.unique(keys)) == len(np.unique(ids, axis=0)) == 3999 and keys[0] == keys[1]
+    swapped = ids[:2, [1, 0, *range(2, 40)]]
+    assert method._keys(swapped)[0] != keys[0]
+
+
+@pytest.mark.parametrize("junk", [np.nan, 1e30])
+def test_pixels_of_absent_pictures_change_nothing(tiny, junk):
+    method, state, batch = tiny
+    spoilt = batch["images"] | {"tir": batch["images"]["tir"].at[2].set(junk)}
+    results = [value_and_gradients(method, state, batch | {"images": x}) for x in (batch["images"], spoilt)]
+    assert_trees_close(*results, atol=0)
+    assert np.isfinite(results[0][0][0])
+
+
+def test_what_is_said_of_an_absent_picture_changes_nothing(tiny):
+    method, state, batch = tiny
+    other = batch["text"] | {"tir": batch["text"]["tir"].at[2].set(batch["text"]["rgb"][0])}
+    assert_trees_close(*(value_and_gradients(method, state, batch | {"text": x}) for x in (batch["text"], other)), 1e-7)
+
+
+def test_the_scale_is_bounded_and_the_loss_stays_finite(tiny):
+    method, state, batch = tiny
+    for exponent in (50.0, 500.0):  # exp(500) is infinite in float32
+        hot = state.replace(params=state.params | {"logit_scale": jnp.float32(exponent)})
+        (value, scalars), gradients = value_and_gradients(method, hot, batch)
+        assert scalars["scale"] == pytest.approx(100) and np.isfinite(value)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+
+
+def test_a_batch_without_a_pair_is_no_loss(tiny):
+    method, state, batch = tiny
+    nothing = {m: jnp.zeros(8, bool) for m in batch["present"]}
+    (value, _), gradients = value_and_gradients(method, state, batch | {"present": nothing})
+    assert value == 0 and all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradients))
+
+
+def test_a_vector_is_the_mean_of_what_a_row_has(tiny):
+    method, state, batch = tiny
+    features = jax.jit(method.encode)(state.variables, batch)
+    x, y = vectors(method, state, batch)
+    x, y = (side / np.linalg.norm(side, axis=-1, keepdims=True) for side in (x, y))
+    for use, expected in (
+        (("rgb",), x[:, 0]),
+        (MODALITIES, np.where(np.arange(8)[:, None] == 2, x[:, :2].sum(axis=1), x.sum(axis=1))),
+        (("text",), np.where(np.arange(8)[:, None] == 4, y[:, 0] + y[:, 2], y.sum(axis=1))),
+        (("rgb", "text"), x[:, 0] + np.where(np.arange(8)[:, None] == 4, y[:, 0] + y[:, 2], y.sum(axis=1))),
+    ):
+        found = method.embed(state.variables, features, use)
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=str(use))
+    with pytest.raises(ValueError, match="clip: the split has none of ir"):
+        method.embed(state.variables, features, ("ir",))
+
+
+@pytest.mark.parametrize("loss, mesh", [("info_nce", (8, 1)), ("info_nce", (4, 2)), ("sigmoid", (8, 1))])
+def test_eight_devices_equal_one(drawn, tmp_path, loss, mesh):
+    def run(workdir, **mesh):
+        # Adam's eps: see test_sharding.py
+        config = tiny_clip_config(drawn, loss, **{f"mesh.{k}": v for k, v in mesh.items()}, **{"optim.eps": 1e-3})
+        data = open_tiny(config)
+        exp = experiment.build(config, data)
+        with Checkpoints(workdir) as checkpoints:
+            state = train.start_or_resume(config, exp, data, checkpoints)
+        step, losses = train.compile_step(config, exp, exp.phases[0]), []
+        for batch in data.train(0, 3):
+            state, scalars = step(state, to_global(batch, exp.mesh))
+            losses.append(jax.device_get(scalars))
+        return losses, jax.device_get(state)
+
+    one, eight = run(tmp_path / "1", data=1), run(tmp_path / "8", data=mesh[0], model=mesh[1])
+    assert_trees_close(one, eight, atol=1e-5, rtol=1e-5)
+
+
+def test_the_towers_start_another_method(drawn, tmp_path):
+    config = tiny_clip_config(drawn)
+    train.train(config, tmp_path / "clip", open_tiny(config))
+    with Checkpoints(tmp_path / "clip") as checkpoints:
+        state = checkpoints.restore(checkpoints.last(), start(config)[0].abstract)
+    words = {"data.text.tokenizer": str(tmp_path / "clip" / "tokenizer"), "data.text.context": 60}
+    model = {"model.text.vocab": 530, "model.text.context": 60, "init": f"{tmp_path}/clip:image+text"}
+    config = tiny_config(drawn, **words, **model)
+    config.model.sie_camera = False
+    data = open_tiny(config)
+    assert data.text == () and data.vocab == open_tiny(tiny_clip_config(drawn)).vocab
+    exp = experiment.build(config, data)
+    with Checkpoints(tmp_path / "miss") as checkpoints:
+        begun = train.start_or_resume(config, exp, data, checkpoints)
+    assert_trees_close(begun.frozen["text"], state.params["text"], atol=0)
+    assert_trees_close(begun.params["image"], state.params["image"], atol=0)
+    sentence = exp.phases[-1].method.language.template
+    spoken = data.tokenise(["an image of a x person, who shows the x x x x attributes."])[0]
+    assert sentence.ids == tuple(spoken[: spoken.argmax() + 1].tolist())
+    gaps = [i for i, token in enumerate(sentence.ids) if token == sentence.ids[sentence.word]]
+    assert gaps == [sentence.word, *range(sentence.prompt, sentence.prompt + 4)]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model.loss": "triplet"}, "model.loss='triplet': expected one of info_nce, sigmoid"),
+        ({"model.text.heads": 3}, "model.text.heads=3 does not divide model.text.width=8"),
+        ({"model.text.vocab": 520}, "model.text.vocab=520 is too small for captions that need 530"),
+        ({"model.text.context": 9}, "model.text.context=9 is too small for captions that need"),
+        (
+            {"data.text.tokenizer": "", "data.options.captioner": ""},
+            "clip learns from captions of rgb, nir, tir; set data.text.tokenizer",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(drawn, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        start(tiny_clip_config(drawn, **changes))
