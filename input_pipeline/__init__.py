@@ -149,7 +149,8 @@ def open_data(
     present = _masks(whole, modalities, **missing)
     kept = np.flatnonzero(present.any(axis=1))
     train = whole.take(kept)
-    _check_identities(name, train, [r for split, r in records.items() if split != "train"])
+    if instances > 1 or pairs:  # else nothing is learned from what an identity's pictures have in common
+        _check_identities(name, train, [r for split, r in records.items() if split != "train"])
     captions, tokenizer = tokenise(name, records | {"train": train}, words, seed=seed)
     pids, label = np.unique(train.pid, return_inverse=True)
     label = label.astype(np.int32)

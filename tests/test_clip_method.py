@@ -8,7 +8,7 @@ from conftest import assert_trees_close, open_tiny, start, tiny_clip_config, tin
 from test_image_text_loss import naive
 
 from jax_mmreid import experiment, train
-from jax_mmreid.batch import says
+from jax_mmreid.batch import DataError, says
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import ConfigError
 from jax_mmreid.ops import augment
@@ -167,6 +167,15 @@ def test_the_towers_start_another_method(drawn, tmp_path):
     assert sentence.ids == tuple(spoken[: spoken.argmax() + 1].tolist())
     gaps = [i for i, token in enumerate(sentence.ids) if token == sentence.ids[sentence.word]]
     assert gaps == [sentence.word, *range(sentence.prompt, sentence.prompt + 4)]
+
+
+def test_pictures_of_nobody_twice_will_do(tmp_path):
+    once = {"data.options.cameras": 1, "data.options.images_per_camera": 1}
+    data = open_tiny(tiny_clip_config(tmp_path / "once", **once))
+    (batch,) = data.train(0, 1)
+    assert len(set(batch["pid"].tolist())) == 8 and says(batch["text"]["tir"]).all()
+    with pytest.raises(DataError, match="no training identity has two images"):
+        open_tiny(tiny_config(tmp_path / "once", **once))
 
 
 @pytest.mark.parametrize(

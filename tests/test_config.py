@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from conftest import load_config, tiny_config
 from flax import traverse_util
@@ -42,13 +43,38 @@ def build(config):
         steps_per_epoch=54,
         text=tuple(config.data.modalities) if config.data.text.tokenizer else (),
         text_length=40,
-        vocab=500,
+        vocab=500 if config.data.text.tokenizer else 0,
+        tokenise=lambda sentences: np.tile(np.array([498, 7, 499, 0], np.int32), (len(sentences), 1)),
     )
     return experiment.build(config, data, devices=jax.devices()[:1])
 
 
 def count(tree):
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("arg", ["row=A", "row=F", "method=tvi_lfm,stage=base", "method=tvi_lfm,stage=lfm"])
+def test_the_quickstart_may_start_from_aligned_towers(arg):
+    plain, config = load_config("quickstart", arg), load_config("quickstart", f"{arg},init=clip")
+    exp = build(config)
+    before, workdir = config.pretrain.config, config.pretrain.workdir
+    assert before.method == "clip" and workdir.endswith(config_hash(before))
+    assert before.data.options.seed != config.data.options.seed  # other people, other cameras
+    assert config.model.text == before.model.text
+    fields = exp.abstract.frozen if arg != "method=tvi_lfm,stage=lfm" else exp.abstract.params
+    assert config.init == {
+        "row=A": f"{workdir}:image+text",
+        "row=F": f"{workdir}:image+text",
+        "method=tvi_lfm,stage=base": f"{workdir}:text",
+    }.get(arg, "")
+    if arg != "row=A":
+        assert fields["text"]["token_embedding"].shape == (768, 64)
+    if arg in ("row=F", "method=tvi_lfm,stage=lfm"):
+        assert config.data.text.tokenizer == f"{workdir}/tokenizer"
+    changed = {line.split(" ")[0].split(".")[0] for line in difference(to_json(plain), config)}
+    assert changed <= {"init", "pretrain", "model", "data"}
+    with pytest.raises(ConfigError, match="init=clip: method=clip starts at random"):
+        load_config("quickstart", "method=clip,init=clip")
 
 
 def test_arguments_take_the_type_of_their_default():

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import start, tiny_config, tiny_tvi_config
+from conftest import start, tiny_clip_config, tiny_config, tiny_tvi_config
 from flax import traverse_util
 
 from jax_mmreid.models import pretrained
@@ -50,9 +50,9 @@ def run(method, folder, workdir, count, port, init):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [tiny_config, tiny_tvi_config])
+@pytest.mark.parametrize("make", [tiny_config, tiny_tvi_config, tiny_clip_config])
 def test_two_processes_equal_one(request, tmp_path, make):
-    folder = request.getfixturevalue("drawn" if make is tiny_config else "drawn_sysu")
+    folder = request.getfixturevalue("drawn_sysu" if make is tiny_tvi_config else "drawn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
