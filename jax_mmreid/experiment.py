@@ -73,6 +73,8 @@ def _method(config: ConfigDict, data: Data) -> Method:
         return find("jax_mmreid.methods", config.method).create(data, **config.model.to_dict())
     except TypeError as error:
         raise ConfigError(f"config.model does not fit method {config.method!r}: {error}") from error
+    except ValueError as error:  # a vocabulary that is not there yet
+        raise ConfigError(str(error)) from error
 
 
 def _phases(config: ConfigDict, data: Data, method: Method) -> tuple[Phase, ...]:

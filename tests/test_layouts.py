@@ -9,7 +9,7 @@ import tvi_lfm_golden as golden
 
 from jax_mmreid.models import layouts
 
-WIDTH, LAYERS, DIM, VOCAB, CONTEXT, PATCH, GRID = 14, 3, 5, 49408, 19, 2, 3  # a sentence of Miss-ReID has ids of all of CLIP
+WIDTH, LAYERS, DIM, VOCAB, CONTEXT, PATCH, GRID = 14, 3, 5, 49408, 19, 2, 3  # all of CLIP's ids
 HEADS = {"image": 2, "text": 7}
 TVI_LFM_HEADS = {"text": 8}
 

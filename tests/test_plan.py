@@ -387,3 +387,14 @@ def test_a_dataset_that_does_not_exist_is_told(tmp_path):
     done = run(f"--config={ROOT}/configs/quickstart.py", "--config.data.name=rgbn", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert re.match("jax_mmreid: data.name: no dataset 'rgbn'; there are .*, rgbnt201, ", done.stderr.splitlines()[-1])
+
+
+def test_a_vocabulary_that_is_not_there_yet_is_told(tmp_path):
+    """Of a run that goes on from another one; rows without text need no vocabulary."""
+    config = load_config("quickstart", "init=clip")
+    config.data.text.tokenizer = f"{tmp_path}/a/b/c/tokenizer"
+    data = describe(**config.data.to_dict())
+    with pytest.raises(ConfigError, match="data.text.tokenizer='.*/a/b/c/tokenizer' is no folder and no Hub id"):
+        experiment.build(config, data, devices=jax.devices()[:1])
+    config = load_config("quickstart", "init=clip,row=D")
+    experiment.build(config, describe(**config.data.to_dict()), devices=jax.devices()[:1])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, open_tiny, start, tiny_config
+from conftest import assert_trees_close, open_tiny, start, tiny_clip_config, tiny_config
 from flax import traverse_util
 from safetensors.numpy import save_file
 from test_layouts import CONTEXT, DIM, HEADS, LAYERS, PATCH, VOCAB, WIDTH, openai, transformers_clip
@@ -233,7 +233,10 @@ def test_an_output_that_exists(capsys, tmp_path, clip_folder):
 
 def clip_config(folder, init, **changes):
     """The tiny experiment with towers as large as the CLIP of these tests."""
-    config = tiny_config(folder, init=str(init), **changes)
+    return _as_large(tiny_config(folder, init=str(init), **changes))
+
+
+def _as_large(config):
     config.model.image.update(patch=PATCH, width=WIDTH, layers=LAYERS, heads=HEADS["image"])
     config.model.text.update(vocab=VOCAB, context=CONTEXT, width=WIDTH, layers=LAYERS, heads=HEADS["text"])
     config.model.dim = DIM
@@ -260,6 +263,18 @@ def test_half_precision_weights_start_a_run_in_float32(drawn, tmp_path):
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         expected = dict(jax.tree_util.tree_leaves_with_path(exp.abstract))[path]
         assert leaf.sharding == expected.sharding and leaf.shape == expected.shape, path
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+def test_contrastive_training_goes_on_from_clip(drawn, clip_folder, tmp_path, loss):
+    """Both towers and the temperature are CLIP's; the bias of the sigmoid loss, which CLIP lacks, starts anew."""
+    config = _as_large(tiny_clip_config(drawn, loss, init=str(clip_folder)))
+    config.data.text.context = CONTEXT
+    state, weights = begun(config, tmp_path), pretrained.load(clip_folder)
+    params = traverse_util.flatten_dict(state.params, sep="/")
+    for path in ("text/projection", "text/block_1/fc/kernel", "image/class_embedding", "logit_scale"):
+        np.testing.assert_array_equal(params[path], weights[f"params/{path}"])
+    assert ("logit_bias" in state.params) == (loss == "sigmoid")
 
 
 def begun(config, workdir):
