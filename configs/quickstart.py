@@ -111,6 +111,12 @@ def _clip(arg: str, init: str):
     config.model.image.update(patch=8, width=64, layers=2, heads=4, position_std=0.5)
     config.model.text.update(vocab=768, context=40, width=64, layers=2, heads=4)
     config.model.dim = 64
+    colours = ("black", "white", "red", "blue", "green", "yellow", "purple", "orange")
+    coats = {f"{colour} coat": f"A person wearing a long {colour} coat and black trousers." for colour in colours}
+    people = {use: dict(split="test", use=use.split("/")) for use in ("text", "rgb/nir/tir")}
+    config.evals["rgb/coats"] = dict(kind="zero_shot", split="test", modality="rgb", classes=coats)
+    for name, query, junk in (("text", "text", "none"), ("full", "rgb/nir/tir", "same_camera")):
+        config.evals[f"people/{name}"] = dict(query=people[query], gallery=people["rgb/nir/tir"], junk=junk)
     return config
 
 

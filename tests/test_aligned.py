@@ -29,9 +29,12 @@ def test_towers_are_aligned_and_text_features_find_people(tmp_path):
     line += [f"--workdir={tmp_path}/run", "--config.mesh.data=1", "--config.pretrain.config.mesh.data=1"]
     subprocess.run(line, cwd=tmp_path, env=os.environ | {"XLA_FLAGS": ""}, check=True, timeout=900)
     (before,) = (tmp_path / "data" / "quickstart_clip").iterdir()
-    for name, row in json.loads((before / "results.json").read_text())["evals"].items():
-        assert row["rank1"] >= 20 * row["chance"], name
+    evals = json.loads((before / "results.json").read_text())["evals"]
+    for name in (f"{m}/{way}" for m in ("rgb", "nir", "tir") for way in ("image_to_text", "text_to_image")):
+        assert evals[name]["rank1"] >= 20 * evals[name]["chance"], name
+    assert evals["rgb/coats"]["accuracy"] >= 4 * evals["rgb/coats"]["chance"]
+    assert evals["people/text"]["mAP"] > 0.6
     evals = json.loads((tmp_path / "run" / "results.json").read_text())["evals"]
     assert evals["full"]["mAP"] > 0.9 and evals["mean_missing"]["mAP"] > 0.75
     for name in ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt"):
-        assert evals[f"alone/{name}"]["mAP"] >= 4 * chance(), name
+        assert evals[f"alone/{name}"]["mAP"] >= 4 * chance(), name  # here 4.8 to 16 times
