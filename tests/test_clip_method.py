@@ -127,7 +127,13 @@ def test_a_vector_is_the_mean_of_what_a_row_has(tiny):
         method.embed(state.variables, features, ("ir",))
 
 
-@pytest.mark.parametrize("loss, mesh", [("info_nce", (8, 1)), ("info_nce", (4, 2)), ("sigmoid", (8, 1))])
+SLOW = dict(marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "loss, mesh",
+    [("info_nce", (8, 1)), pytest.param("info_nce", (4, 2), **SLOW), pytest.param("sigmoid", (8, 1), **SLOW)],
+)
 def test_eight_devices_equal_one(drawn, tmp_path, loss, mesh):
     def run(workdir, **mesh):
         # Adam's eps: see test_sharding.py
@@ -146,6 +152,7 @@ def test_eight_devices_equal_one(drawn, tmp_path, loss, mesh):
     assert_trees_close(one, eight, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_towers_start_another_method(drawn, tmp_path):
     config = tiny_clip_config(drawn)
     train.train(config, tmp_path / "clip", open_tiny(config))

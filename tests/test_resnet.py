@@ -176,6 +176,7 @@ def test_no_padding_wins_the_maximum():
     assert stem(False, bias=-100.0).max() < 0
 
 
+@pytest.mark.slow
 def test_pixels_of_one_modality_reach_its_own_stem_and_the_shared_trunk_only():
     changed = IMAGES | {"ir": 3 + 2 * normal(5, *IMAGES["ir"].shape)}
     (_, (_, before)), (_, (_, after)) = (train(random_variables(), images) for images in (IMAGES, changed))
@@ -276,6 +277,7 @@ def test_weights_start_as_he_normal_by_fan_out():
 # Precision.
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32_and_statistics_stay_float32():
     @jax.jit
     def forward(variables, images):
@@ -303,6 +305,7 @@ def kept(model, images):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(residuals)), grads
 
 
+@pytest.mark.slow
 def test_remat_keeps_less_and_changes_nothing():
     images = {name: jax.random.normal(jax.random.PRNGKey(i), (4, 64, 32, 3)) for i, name in enumerate(("rgb", "ir"))}
     (plain, grads), (less, again) = (kept(ResNet(blocks=(2, 2, 2, 2), width=8, remat=x), images) for x in (False, True))

@@ -36,7 +36,7 @@ def one_device(drawn, tmp_path_factory):
     return config, run_steps(config, jax.devices()[:1], tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
+@pytest.mark.parametrize("shape", [(8, 1), pytest.param((4, 2), marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(one_device, shape, tmp_path):
     config, (state, losses, _) = one_device
     config = config.copy_and_resolve_references()

@@ -81,7 +81,7 @@ def test_the_text_tower_never_moves_and_the_language_side_waits(run, tmp_path):
     )
 
 
-@pytest.mark.parametrize("stop_after", [4, 20])
+@pytest.mark.parametrize("stop_after", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(run, tmp_path, stop_after):
     config, workdir, _ = run
     data = open_tiny(config)
