@@ -11,6 +11,7 @@ import importlib
 import itertools
 import json
 import pkgutil
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -181,6 +182,27 @@ def missing_evals(
     if len(rows) > 1:
         rows[prefix + "mean_missing"] = dict(mean_of=tuple(rows)[1:])
     return rows
+
+
+def check_choices(*fields: tuple[str, object, Collection[str]]) -> None:
+    """Raises ConfigError for a (field of config.model, value, values that there are) whose value is none of these."""
+    for key, value, known in fields:
+        if value not in known:
+            raise ConfigError(f"model.{key}={value!r}: expected one of {', '.join(known)}")
+
+
+def check_heads(**towers: dict) -> None:
+    """Raises ConfigError for a part of config.model whose attention heads do not divide its width."""
+    for key, tower in towers.items():
+        if tower["width"] % tower["heads"]:
+            raise ConfigError(f"model.{key}.heads={tower['heads']} does not divide model.{key}.width={tower['width']}")
+
+
+def check_reader(text: dict, what: str, *, vocab: int, context: int) -> None:
+    """Raises ConfigError if the text tower `text` has fewer ids or places than `what` (captions that need, ..)."""
+    for key, needed in (("vocab", vocab), ("context", context)):
+        if needed > text[key]:
+            raise ConfigError(f"model.text.{key}={text[key]} is too small for {what} {needed}")
 
 
 def find(package: str, name: str) -> ModuleType:

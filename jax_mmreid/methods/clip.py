@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from jax_mmreid.batch import Batch, Data, says
-from jax_mmreid.config import ConfigError
+from jax_mmreid.config import ConfigError, check_choices, check_heads, check_reader
 from jax_mmreid.losses import image_text
 from jax_mmreid.methods import LossOut
 from jax_mmreid.models.clip import ImageTower, TextTower
@@ -143,20 +143,14 @@ def create(
     image, text: sizes of the towers; dim: of the space they share; loss: info_nce or sigmoid; twins: a caption is no
     negative of another picture with the same one; block: how many captions the loss compares with at a time.
     """
-    for key, value, choices in (("loss", loss, tuple(START)), ("dtype", dtype, ("float32", "bfloat16"))):
-        if value not in choices:
-            raise ConfigError(f"model.{key}={value!r}: expected one of {', '.join(choices)}")
-    for key, part in (("image", image), ("text", text)):
-        if part["width"] % part["heads"]:
-            raise ConfigError(f"model.{key}.heads={part['heads']} does not divide model.{key}.width={part['width']}")
+    check_choices(("loss", loss, START), ("dtype", dtype, ("float32", "bfloat16")))
+    check_heads(image=image, text=text)
     if not set(data.modalities) & set(data.text):
         raise ConfigError(
             f"clip learns from captions of {', '.join(data.modalities)}; "
             "set data.text.tokenizer, and data.options.captioner to captions that the data have"
         )
-    for key, have, needed in (("vocab", text["vocab"], data.vocab), ("context", text["context"], data.text_length)):
-        if needed > have:
-            raise ConfigError(f"model.text.{key}={have} is too small for captions that need {needed}")
+    check_reader(text, "captions that need", vocab=data.vocab, context=data.text_length)
     common = dict(dim=dim, dtype=jnp.dtype(dtype), remat=remat, scan=scan)
     return CLIP(
         modalities=tuple(data.modalities),

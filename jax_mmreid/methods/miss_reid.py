@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_mmreid.batch import Batch, Data
-from jax_mmreid.config import ConfigError
+from jax_mmreid.config import ConfigError, check_choices, check_heads, check_reader
 from jax_mmreid.losses.contrastive import prototype_nce
 from jax_mmreid.losses.identity import cross_entropy
 from jax_mmreid.losses.triplet import batch_hard_triplet
@@ -320,28 +320,22 @@ def create(
     """Builds the method from `config.model`; raises ConfigError for settings that contradict each other."""
     if ldmmc and not iosm:
         raise ConfigError("model.ldmmc needs model.iosm: the pseudo-word is made from the structure vector")
-    for key, value, choices in (
+    check_choices(
         ("structure.tokens", structure["tokens"], ("pre_proj", "proj")),
         ("memory.update", memory["update"], UPDATES),
         ("memory.order", memory["order"], ("after_loss", "before_loss")),
         ("missing_fill", missing_fill, ("zero_feature", "encode_zero_image")),
         ("template_kind", template_kind, TEMPLATES),
         ("dtype", dtype, ("float32", "bfloat16")),
-    ):
-        if value not in choices:
-            raise ConfigError(f"model.{key}={value!r}: expected one of {', '.join(choices)}")
-    for key, part in (("image", image), ("text", text), ("structure", structure)):
-        if part["width"] % part["heads"]:
-            raise ConfigError(f"model.{key}.heads={part['heads']} does not divide model.{key}.width={part['width']}")
+    )
+    check_heads(image=image, text=text, structure=structure)
     queries = {k: v for k, v in structure.items() if k != "tokens"}
     common = dict(dim=dim, dtype=jnp.dtype(dtype), remat=remat, scan=scan)
     language = None
     if ldmmc:
         tokenise = data.tokenise if data.vocab else None
         sentence = template(template_kind, prompts=prompts, period=period, length=text_len, tokenise=tokenise)
-        for key, needed in (("vocab", max(sentence.ids) + 1), ("context", len(sentence.ids))):
-            if needed > text[key]:
-                raise ConfigError(f"model.text.{key}={text[key]} is too small for a sentence that needs {needed}")
+        check_reader(text, "a sentence that needs", vocab=max(sentence.ids) + 1, context=len(sentence.ids))
         tower = TextTower(**text, **common)
         language = Language(len(data.modalities), prompts, Inversion(**inversion, dim=tower.width), tower, sentence)
     return MissReID(

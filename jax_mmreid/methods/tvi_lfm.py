@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_mmreid.batch import Batch, Data
-from jax_mmreid.config import ConfigError
+from jax_mmreid.config import ConfigError, check_choices, check_heads, check_reader
 from jax_mmreid.losses.identity import cross_entropy
 from jax_mmreid.losses.triplet import weighted_triplet
 from jax_mmreid.methods import LossOut
@@ -215,23 +215,16 @@ def create(
     """
     if set(data.modalities) != set(MODALITIES):
         raise ConfigError(f"data.modalities={tuple(data.modalities)}: tvi_lfm takes rgb and ir")
-    for key, value, choices in (
-        ("stage", stage, STAGES),
-        ("frozen_bn", frozen_bn, STATISTICS),
-        ("dtype", dtype, ("float32", "bfloat16")),
-    ):
-        if value not in choices:
-            raise ConfigError(f"model.{key}={value!r}: expected one of {', '.join(choices)}")
-    if text["width"] % text["heads"]:
-        raise ConfigError(f"model.text.heads={text['heads']} does not divide model.text.width={text['width']}")
+    check_choices(
+        ("stage", stage, STAGES), ("frozen_bn", frozen_bn, STATISTICS), ("dtype", dtype, ("float32", "bfloat16"))
+    )
+    check_heads(text=text)
     if stage == "lfm" and not set(MODALITIES) <= set(data.text):
         raise ConfigError(
             "stage lfm learns from captions of visible and infrared pictures; "
             "set data.text.tokenizer, and data.options.captioner to captions that the data have"
         )
-    for key, have, needed in (("vocab", text["vocab"], data.vocab), ("context", text["context"], data.text_length)):
-        if needed > have:
-            raise ConfigError(f"model.text.{key}={have} is too small for captions that need {needed}")
+    check_reader(text, "captions that need", vocab=data.vocab, context=data.text_length)
     common = dict(dtype=jnp.dtype(dtype), remat=remat)
     tower = ResNet(**image, stems=MODALITIES, stem_relu=stem_relu, **common)
     return TVILFM(
