@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     from input_pipeline import describe, open_data
-    from jax_mmreid import evaluate, plan, train
+    from jax_mmreid import evaluate, plan, tables, train
 
     config = CONFIG.value
     _log_to_stderr()
@@ -64,12 +64,12 @@ def main(argv: list[str]) -> int:
             log.info("before that, %s in %s", before.config.method, before.workdir)
             data = _open(before.config, open_data, shard)
             train.train(before.config, before.workdir, data)
-            print(evaluate.markdown(before.config, evaluate.evaluate(before.config, before.workdir, data)))
+            print(tables.markdown(before.config, evaluate.evaluate(before.config, before.workdir, data)))
         data = _open(config, open_data, shard)
         if MODE.value == "train":
             train.train(config, WORKDIR.value, data)
         results = evaluate.evaluate(config, WORKDIR.value, data, STEP.value, FORCE.value)
-        print(evaluate.markdown(config, results))
+        print(tables.markdown(config, results))
     except ConfigError as error:
         return _fail(2, error)
     except DataError as error:

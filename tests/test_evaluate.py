@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import open_tiny, tiny_config
 
-from jax_mmreid import encoding, evaluate, evaluators, experiment
+from jax_mmreid import encoding, evaluate, evaluators, experiment, tables
 from jax_mmreid.batch import DataError
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import ConfigError, config_hash, to_json
@@ -180,7 +180,7 @@ def hand_made():
 
 
 def test_the_table_is_in_percent_with_what_each_row_loses_of_its_full_row():
-    title, _, head, line, *rows = evaluate.markdown(tiny_config("data"), hand_made()).splitlines()
+    title, _, head, line, *rows = tables.markdown(tiny_config("data"), hand_made()).splitlines()
     assert title == "Checkpoint at step 27 (best), config 0123456789ab."
     assert head == "| setting | mAP | R-1 | R-5 | R-10 | R-20 | mINP | mAP drop | R-1 drop |"
     assert line.count("|") == head.count("|")
@@ -199,12 +199,12 @@ def test_a_table_without_a_full_row_has_no_drops():
     results = hand_made()
     full = results["evals"].pop("full")
     results["evals"] = {"all/ir": full, "all/mer": full, "indoor/mer": full}
-    title, _, head, line, *rows = evaluate.markdown(tiny_config("data"), results).splitlines()
+    title, _, head, line, *rows = tables.markdown(tiny_config("data"), results).splitlines()
     assert head == "| setting | mAP | R-1 | R-5 | R-10 | R-20 | mINP |" and line.count("|") == head.count("|")
     numbers = "80.0 | 50.0 | 75.0 | 87.5 | 100.0 | 12.5 |"
     assert rows == [f"| {name} | {numbers}" for name in ("ir (all)", "mer (all)", "mer (indoor)")]
     results["evals"] = {"full": full}  # which has nothing to be compared with it
-    assert "drop" not in evaluate.markdown(tiny_config("data"), results)
+    assert "drop" not in tables.markdown(tiny_config("data"), results)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_the_evaluator_measures_the_checkpoint_it_is_told_and_writes_it_down(dra
     assert last["evals"]["full"]["mAP"] != best["evals"]["full"]["mAP"]
     for name, results in (("results", last), ("results_best", best)):
         assert json.loads((workdir / f"{name}.json").read_text()) == results
-        assert (workdir / f"{name}.md").read_text() == evaluate.markdown(config, results)
+        assert (workdir / f"{name}.md").read_text() == tables.markdown(config, results)
     assert last["config_hash"] == config_hash(config) and set(last["evals"]) == {"full", "no_t"}
     assert last["versions"]["jax"] == jax.__version__ and last["seconds"] > 0
     by_number = evaluate.evaluate(config, workdir, data, step="6")

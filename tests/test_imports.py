@@ -29,6 +29,7 @@ RANKS = {
     "jax_mmreid.experiment": 4.5,
     "jax_mmreid.encoding": 4.5,
     "jax_mmreid.evaluators": 5,
+    "jax_mmreid.tables": 5.5,
     "jax_mmreid.train": 6,
     "jax_mmreid.evaluate": 6,
     "jax_mmreid.compare": 6,

@@ -6,7 +6,7 @@ import jax
 import pytest
 from captioned import VARIABLES, Captioned, Whole, draw
 
-from jax_mmreid import evaluate, evaluators, train
+from jax_mmreid import evaluators, tables, train
 from jax_mmreid.config import ConfigDict, ConfigError, base_config, missing_evals
 from jax_mmreid.sharding import make_mesh
 
@@ -37,7 +37,7 @@ def test_rows_of_several_kinds_are_measured_and_one_can_be_the_best():
     assert results["mean"]["median_rank"] == (results["back"]["median_rank"] + results["there"]["median_rank"]) / 2
     assert results["colour/mean"]["balanced"] == results["colour/full"]["balanced"]
     assert train._watched(config, results) == results["there"]["rank5"] > 0
-    table = evaluate.markdown(config, {"step": 9, "which": "last", "config_hash": "0", "evals": results})
+    table = tables.markdown(config, {"step": 9, "which": "last", "config_hash": "0", "evals": results})
     assert table.count("| setting |") == 2 and "drop" not in table
 
 
@@ -82,7 +82,7 @@ def test_there_is_a_table_for_each_kind_in_the_order_in_which_they_come():
     evals |= {"no_r": whole | dict(mAP=0.6, rank1=0.6, skipped={"query": 1, "gallery": 2}), "mean": both}
     results = {"step": 27, "which": "best", "config_hash": "0123456789ab", "evals": evals}
     results["forced"] = ["seed (1 -> 2)"]
-    assert evaluate.markdown(several(**retrieval), results) == EXPECTED
+    assert tables.markdown(several(**retrieval), results) == EXPECTED
 
 
 EXPECTED = """\
