@@ -19,20 +19,39 @@ from jax_mmreid.state import TrainState
 
 ITEMS = {"model": ("step", "params", "batch_stats", "memory"), "training": ("opt_state", "rng")}
 WATCHED = "best"  # the name under which the watched number is stored
+STEPS = ocp.path.step.standard_name_format()
 
 
 def _watched(metrics: dict[str, float]) -> float:
     return metrics[WATCHED]
 
 
-class Checkpoints:
-    """The checkpoints of one workdir. Use as a context: leaving it waits for what is being written."""
+def newest(workdir: str | Path) -> int | None:
+    """The newest complete step of a run that may be going on, None if there is none yet."""
+    found = ocp.path.step.latest_step_metadata(Path(workdir).absolute() / "checkpoints", STEPS)
+    return None if found is None else found.step
 
-    def __init__(self, workdir: str | Path):
+
+class Checkpoints:
+    """The checkpoints of one workdir. Use as a context: leaving it waits for what is being written.
+
+    With `reading` nothing in the workdir is made, changed or cleaned up: another process may be training in it.
+    """
+
+    def __init__(self, workdir: str | Path, reading: bool = False):
         self.folder = Path(workdir).absolute()
         # Orbax sorts by number, steps ascending among equals, and takes the end: a tie goes to the later step.
         keep = AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=_watched, n=1)])
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_watched, best_mode="max")
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep,
+            best_fn=_watched,
+            best_mode="max",
+            # What Orbax calls read_only sets `create` too, with warnings on the console.
+            create=not reading,
+            cleanup_tmp_directories=False,
+            # Else Orbax opens every step that it lists, and fails on one that the trainer deletes meanwhile.
+            lightweight_initialize=reading,
+        )
         self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -59,8 +78,10 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the highest watched number, of equal ones the latest; None if none was measured."""
-        step = self.manager.best_step()
-        return None if step is None or _watched(self.manager.metrics(step)) == -math.inf else step
+        found = {step: self.manager.metrics(step) for step in self.steps()}  # None of a step that is gone
+        measured = [(_watched(metrics), step) for step, metrics in found.items() if metrics]
+        number, step = max(measured, default=(-math.inf, None))
+        return None if number == -math.inf else step
 
     def steps(self) -> list[int]:
         """Every complete step, ascending."""

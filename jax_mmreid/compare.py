@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jax_mmreid.config import LETTERS, ConfigError, flat, is_free
+from jax_mmreid import poster
+from jax_mmreid.config import ConfigError, flat, is_free
 
 HEADS = {
     "rank1": "R-1",
@@ -88,6 +89,8 @@ def summary(dirs: Iterable[str | Path]) -> dict[str, dict]:
 def markdown(table: dict[str, dict], metric: str = "") -> str:
     """A summary as tables in percent: rows of missing modalities as columns of `metric`, other rows line by line.
 
+    Of pairs of settings there is a heat map of the means for every group.
+
     `metric` is mAP, or the first that there is, unless it is given; raises ConfigError for one that no result has.
     """
     rows = [row for group in table.values() for row in group["rows"].values()]
@@ -96,10 +99,8 @@ def markdown(table: dict[str, dict], metric: str = "") -> str:
         raise ConfigError(f"--metric={metric}: no result has it; there are {', '.join(there)}")
     metric = metric or ("mAP" if "mAP" in there else next(iter(there), ""))
     lines = ["Percent; mean ± sample standard deviation where there are several runs.", *_origins(table)]
-    for head, body in (_settings(table, metric), _others(table)):
-        if body:
-            lines += ["", _join(head), "|---" * len(head) + "|"]
-            lines += [text for group, line in body for text in _written(group, line)]
+    for block in (_lines(*_settings(table, metric)), *_pairs(table, metric), _lines(*_others(table))):
+        lines += ["", *block] if block else []
     return "\n".join(lines) + "\n"
 
 
@@ -215,68 +216,68 @@ def _counted(what: str, values: list[int]) -> str:
 
 def _settings(table: dict[str, dict], metric: str) -> tuple[list[str], list[tuple[dict, Line]]]:
     """(head, lines with their group) of the rows of missing modalities: a line for every group and prefix."""
-    missing = {name: _missing(group) for name, group in table.items()}
-    missing = {name: rows for name, rows in missing.items() if rows}
-    there = {(last, key) for rows in missing.values() for (_, last), row in rows.items() for key in row}
-    names = sorted({last for last, key in there if key == metric}, key=_place)
-    sets = {"".join(LETTERS[m].upper() for m in table[name]["modalities"]) for name in missing}
-    labels = {"full": sets.pop() if len(sets) == 1 else "full", "mean_missing": "Mean"}
+    missing = {name: poster.parts(group["rows"]).settings for name, group in table.items()}
+    missing = {name: prefixes for name, prefixes in missing.items() if prefixes}
+    there = {
+        (setting, key)
+        for name, prefixes in missing.items()
+        for found in prefixes.values()
+        for setting, row in found.items()
+        for key in table[name]["rows"][row]
+    }
+    names = sorted({setting for setting, key in there if key == metric}, key=poster.place)
     if not names:
         return [], []
-    head = [HEADS.get(metric, metric), *(labels.get(name, "-" + name[3:].upper()) for name in names)]
+    modalities = {tuple(table[name]["modalities"]) for name in missing}
+    modalities = modalities.pop() if len(modalities) == 1 else ()
+    head = [HEADS.get(metric, metric), *(poster.label(name, modalities) for name in names)]
     keys = [(name, metric) for name in names]
     if metric != "rank1" and ("mean_missing", "rank1") in there:
         head.append("Mean R-1")
         keys.append(("mean_missing", "rank1"))
     body = []
-    for name, rows in missing.items():
-        for prefix in dict.fromkeys(prefix for prefix, _ in rows):
+    for name, prefixes in missing.items():
+        for prefix in prefixes:
             title = f"{name} ({prefix})" if prefix else name
-            cells = [(f"{prefix}/{last}".removeprefix("/"), key) for last, key in keys]
+            cells = [(f"{prefix}/{setting}".removeprefix("/"), key) for setting, key in keys]
             body.append((table[name], Line((title,), cells)))
     return head, body
 
 
-def _missing(group: dict) -> dict[tuple[str, str], dict]:
-    """{(prefix, setting): row} of the rows that `config.missing_evals` names; none if there is no more than "full"."""
-    rows = {}
-    for name, row in group["rows"].items():
-        prefix, _, last = name.rpartition("/")
-        if last in ("full", "mean_missing") or re.fullmatch(f"no_[{''.join(LETTERS.values())}]+", last):
-            rows[prefix, last] = row
-    return rows if any(last != "full" for _, last in rows) else {}
-
-
-def _place(setting: str) -> tuple:
-    """Sorts settings as `config.missing_evals` does."""
-    letters = "".join(LETTERS.values())
-    gone = [letters.find(letter) for letter in setting.removeprefix("no_")]
-    return setting == "mean_missing", setting != "full", len(gone), gone
+def _pairs(table: dict[str, dict], metric: str) -> Iterator[list[str]]:
+    """A heat map of the means for every group and row with `pairs_of` that has the metric."""
+    for name, group in table.items():
+        for title, pairs in poster.parts(group["rows"]).pairs.items():
+            found = {pair: group["rows"][row] for pair, row in pairs.items()}
+            if all(metric in row for row in found.values()):
+                values = {pair: row[metric]["mean"] for pair, row in found.items()}
+                yield poster.heat_map(f"{name}, {title}: {HEADS.get(metric, metric)}", values, group["modalities"])
 
 
 def _others(table: dict[str, dict]) -> tuple[list[str], list[tuple[dict, Line]]]:
     """(head, lines with their group) of all other rows: a line for each, a column for every metric that one has."""
-    rows = []
-    for name, group in table.items():
-        missing = {f"{prefix}/{last}".removeprefix("/") for prefix, last in _missing(group)}
-        rows += [(name, group, row) for row in group["rows"] if row not in missing]
+    rows = [(name, group, row) for name, group in table.items() for row in poster.parts(group["rows"]).others]
     found = dict.fromkeys(key for _, group, row in rows for key in group["rows"][row])
     keys = [*(key for key in HEADS if key in found), *(key for key in found if key not in HEADS)]
     head = ["run", "row", *(HEADS.get(key, key) for key in keys)]
     return head, [(group, Line((name, row), [(row, key) for key in keys])) for name, group, row in rows]
 
 
-def _written(group: dict, line: Line) -> Iterator[str]:
-    """A line, and below it what was published and how far ours is from that, if anything was."""
+def _lines(head: list[str], body: list[tuple[dict, Line]]) -> list[str]:
+    return poster.table(head, [cells for group, line in body for cells in _written(group, line)]) if body else []
+
+
+def _written(group: dict, line: Line) -> Iterator[list[str | None]]:
+    """The cells of a line, and below it what was published and how far ours is from that, if anything was."""
     ours = [group["rows"].get(row, {}).get(metric) for row, metric in line.cells]
     known = [group["published"].get(row, {}).get(metric) for row, metric in line.cells]
     units = [1 if metric in PLAIN else 100 for _, metric in line.cells]
-    yield _join([*line.title, *(found and _cell(found, unit, group["runs"]) for found, unit in zip(ours, units))])
+    yield [*line.title, *(found and _cell(found, unit, group["runs"]) for found, unit in zip(ours, units))]
     if any(number is not None for number in known):
         gaps = [None if None in pair else pair[0]["mean"] - pair[1] for pair in zip(ours, known)]
         for title, form, values in (("published", ".1f", known), ("difference", "+z.1f", gaps)):
             cells = [None if x is None else f"{unit * x:{form}}" for x, unit in zip(values, units)]
-            yield _join([title, *line.title[1:], *cells])
+            yield [title, *line.title[1:], *cells]
 
 
 def _cell(found: dict, unit: int, runs: int) -> str:
@@ -284,7 +285,3 @@ def _cell(found: dict, unit: int, runs: int) -> str:
     text = f"{unit * found['mean']:.1f}"
     text += f" ± {unit * found['std']:.1f}" if found["n"] > 1 else ""
     return text + (f" (n={found['n']})" if found["n"] < runs else "")
-
-
-def _join(cells: Iterable[str | None]) -> str:
-    return "| " + " | ".join(cell or "" for cell in cells) + " |"

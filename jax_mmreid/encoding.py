@@ -1,10 +1,13 @@
 """What the kinds of evaluation share: a split as the towers see it, and the checks of what any row names.
 
-Nothing of a split but what an evaluator asks for stays: features and vectors, on the host, of rows that are no padding.
+Everything that costs a tower is done once per evaluation, whatever the number of rows: a picture or caption goes
+through its tower once, if any row uses it; what stands in for missing pictures is made once for every subset of
+modalities that a row allows; rows that use the same of a split share their vectors.
 """
 
+import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,72 +23,124 @@ from jax_mmreid.ops import augment
 from jax_mmreid.sharding import to_global
 
 Level = float | tuple[float, ...]  # of a picture's channels: one number or one each
+Use = tuple[str, ...]  # modalities whose pictures are read; "text" for captions, "text/rgb" for those of RGB pictures
 
-TEXT = "text"  # in what `embed` uses, and in `present`
+TEXT = "text"  # in `Use`, and in `present`
+NUMBERS = ("pid", "camid", "view")  # what a rule may compare
 
 
 class Encoded(NamedTuple):
-    """A split on the host: what `method.encode` says, batch by batch as read, and some columns of its rows."""
+    """A split on the host, its padding left out but in `features`."""
 
-    features: list[Features]
+    features: list[Features]  # what `method.encode` says, batch by batch as read
     valid: list[np.ndarray]
-    columns: dict[str, np.ndarray]  # [n,...], those that were asked for
+    columns: dict[str, np.ndarray]  # [n] of NUMBERS, and "caption/rgb", .. [n,L], the ids of what is said
     present: dict[str, np.ndarray]  # [n] bool; no key for a modality that no batch has
 
 
-def encode(
-    method: Method,
-    variables: dict,
-    batches: Iterable[Batch],
-    mesh: Mesh,
-    *,
-    mean: Level,
-    std: Level,
-    columns: Sequence[str] = (),
-) -> Encoded:
-    """Runs the towers over a split, each row once; `mean` and `std` normalise the pictures.
+class Encoder:
+    """A model and the data it is evaluated on. `uses` says of which splits the rows use what; all else is not read."""
 
-    `columns` names what else of the batches to keep.
-    """
-    features, valid, kept, present = [], [], [], []
-    for batch in batches:
-        features.append(_fetch(_encode(variables, to_global(batch, mesh), method=method, mean=mean, std=std)))
-        own = ({key: batch[key] for key in columns}, batch["present"], batch["valid"])
-        if jax.process_count() > 1:
-            own = multihost_utils.process_allgather(own, tiled=True)
-        valid.append(own[2])
-        kept.append(jax.tree.map(lambda x, keep=own[2]: x[keep], own[0]))
-        present.append(jax.tree.map(lambda x, keep=own[2]: x[keep], own[1]))
-    return Encoded(features, valid, _concatenate(kept), _concatenate(present))
+    def __init__(
+        self,
+        method: Method,
+        variables: dict,
+        data: Data,
+        mesh: Mesh,
+        *,
+        mean: Level,
+        std: Level,
+        uses: Iterable[tuple[str, Use]],
+    ):
+        self.method, self.variables, self.data, self.mesh = method, variables, data, mesh
+        self._normal = dict(mean=mean, std=std)
+        self._names = {}
+        for split, use in uses:
+            self._names.setdefault(split, set()).update(use)
+        self.split = functools.cache(self._split)
+        self._vectors, self._completed = functools.cache(self._embed), functools.cache(self._complete)
+
+    def vectors(self, split: str, use: Use, options: dict) -> np.ndarray:
+        """Vectors [n,D] float32 of a split from what its rows have of `use`, with fields of the method changed.
+
+        Raises ValueError for what the method cannot make a vector of, and for options that do not fit it.
+        """
+        try:
+            method = dataclasses.replace(self.method, **options)
+        except TypeError as error:
+            raise ValueError(f"options={options} do not fit the method: {error}") from error
+        return self._vectors(method, split, tuple(use))
+
+    def captions(self, split: str, modality: str) -> np.ndarray:
+        """Ids [n,L] of what is said of the pictures of a modality; raises ValueError if captions are of others."""
+        columns = self.split(split).columns
+        if f"caption/{modality}" not in columns:
+            described = ", ".join(name.removeprefix("caption/") for name in columns if name not in NUMBERS)
+            raise ValueError(f"captions describe {described}, not {modality}")
+        return columns[f"caption/{modality}"]
+
+    def sentences(self, ids: np.ndarray, modality: str) -> np.ndarray:
+        """Vectors [C,D] of sentences ids [C,L] that describe pictures of `modality`."""
+        encoded = self._run([_sentences(ids, modality, self.mesh)])
+        return self._each(encoded.features, encoded.valid, _embed, method=self.method, use=(f"{TEXT}/{modality}",))
+
+    def _split(self, name: str) -> Encoded:
+        return self._run(_only(batch, self._names[name]) for batch in self.data.split(name))
+
+    def _run(self, batches: Iterable[Batch]) -> Encoded:
+        features, valid, kept, present = [], [], [], []
+        for batch in batches:
+            columns = {key: batch[key] for key in NUMBERS} | batch.pop("columns")
+            encoded = _encode(self.variables, to_global(batch, self.mesh), method=self.method, **self._normal)
+            features.append(_fetch(encoded))
+            own = columns, batch["present"], batch["valid"]
+            if jax.process_count() > 1:
+                own = multihost_utils.process_allgather(own, tiled=True)
+            valid.append(own[2])
+            kept.append(jax.tree.map(lambda x, keep=own[2]: x[keep], own[0]))
+            present.append(jax.tree.map(lambda x, keep=own[2]: x[keep], own[1]))
+        return Encoded(features, valid, _concatenate(kept), _concatenate(present))
+
+    def _embed(self, method: Method, split: str, use: Use) -> np.ndarray:
+        encoded, completer = self.split(split), method.completer(use)
+        features = self._completed(completer, split, use) if completer else encoded.features
+        return self._each(features, encoded.valid, _embed, method=method, use=use)
+
+    def _complete(self, method: Method, split: str, use: Use) -> list[Features]:
+        return [self._on_devices(x, _complete, method=method, use=use) for x in self.split(split).features]
+
+    def _each(self, features: list[Features], valid: list[np.ndarray], function: Any, **static: Any) -> np.ndarray:
+        vectors = [self._on_devices(x, function, **static)[keep] for x, keep in zip(features, valid)]
+        return np.concatenate(vectors).astype(np.float32, copy=False)
+
+    def _on_devices(self, features: Features, function: Any, **static: Any) -> Any:
+        placed = jax.device_put(features, NamedSharding(self.mesh, PartitionSpec("data")))
+        return _fetch(function(self.variables, placed, **static))
 
 
-def embed(method: Method, variables: dict, split: Encoded, use: tuple[str, ...], mesh: Mesh) -> np.ndarray:
-    """Vectors [n,D] float32 of an encoded split from the modalities in `use`."""
-    placed = NamedSharding(mesh, PartitionSpec("data"))
-    vectors = [
-        _fetch(_embed(variables, jax.device_put(features, placed), method=method, use=use))[valid]
-        for features, valid in zip(split.features, split.valid)
-    ]
-    return np.concatenate(vectors).astype(np.float32, copy=False)
+def _only(batch: Batch, names: Collection[str]) -> Batch:
+    """The batch with no more pictures and captions than `names` say, and the ids of all captions as "columns"."""
+    captions = batch.get("text", {})
+    kept = {key: x for key, x in batch.items() if key != "text"}
+    kept["columns"] = {f"caption/{m}": ids for m, ids in captions.items()}
+    kept["images"] = {m: x for m, x in batch["images"].items() if m in names}
+    kept["present"] = {m: batch["present"][m] for m in kept["images"]}
+    told = {m: ids for m, ids in captions.items() if TEXT in names or f"{TEXT}/{m}" in names}
+    if told:
+        kept["text"], kept["present"][TEXT] = told, batch["present"][TEXT]
+    return kept
 
 
-def described(batches: Iterable[Batch], modality: str, *, text: bool) -> Iterator[Batch]:
-    """The batches with no pictures but of `modality`, and a column "caption" [B,L] of ids of what is said of them.
-
-    With `text`, the captions are there for the text tower too. Raises ValueError for captions of something else.
-    """
-    for batch in batches:
-        captions = batch["text"]
-        if modality not in captions:
-            raise ValueError(f"captions describe {', '.join(captions)}, not {modality}")
-        ids = captions[modality]
-        one = {key: x for key, x in batch.items() if key != "text"}
-        one |= {"images": {modality: batch["images"][modality]}, "caption": ids}
-        one["present"] = {modality: batch["present"][modality]}
-        if text:
-            one["text"] = {modality: ids}
-            one["present"][TEXT] = says(ids)
-        yield one
+def _sentences(ids: np.ndarray, modality: str, mesh: Mesh) -> Batch:
+    """A batch without pictures of the sentences ids [C,L]; this process's rows of it, padded to fit the mesh."""
+    count, over = len(ids), mesh.shape["data"]
+    rows = -(-count // over) * over
+    ids = np.pad(ids, ((0, rows - count), (0, 0)), mode="edge")
+    batch = {"text": {modality: ids}, "present": {TEXT: says(ids)}, "valid": np.arange(rows) < count}
+    batch |= {name: np.zeros(rows, np.int32) for name in (*NUMBERS, "index")}
+    each = rows // jax.process_count()
+    own = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+    return {"images": {}, "columns": {}} | jax.tree.map(lambda x: x[own], batch)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "mean", "std"))
@@ -95,8 +150,13 @@ def _encode(variables: dict, batch: Batch, *, method: Method, mean: Level, std: 
 
 
 @functools.partial(jax.jit, static_argnames=("method", "use"))
-def _embed(variables: dict, features: Features, *, method: Method, use: tuple[str, ...]) -> Array:
+def _embed(variables: dict, features: Features, *, method: Method, use: Use) -> Array:
     return method.embed(variables, features, use)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "use"))
+def _complete(variables: dict, features: Features, *, method: Method, use: Use) -> Features:
+    return method.complete(variables, features, use)
 
 
 def _fetch(tree: Any) -> Any:

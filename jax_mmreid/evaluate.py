@@ -1,30 +1,38 @@
 """The evaluator as a process of its own: a checkpoint's model, without its optimizer, against `config.evals`.
 
 Writes results.json and results.md (results_best.* for the best checkpoint, results_init.* for the weights that
-`config.init` names) into the workdir.
+`config.init` names) into the workdir. A watcher follows a run that is going on: results.* are of the newest checkpoint,
+results_best.* of the best one that it has seen, and eval/ keeps the numbers of all, in the form of the training's own.
 """
 
 import json
 import logging
+import math
+import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jax_mmreid import __version__, evaluators, experiment, sharding, tables
 from jax_mmreid.batch import Data
-from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.checkpoint import Checkpoints, newest
 from jax_mmreid.config import ConfigDict, ConfigError, config_hash, difference, require_same
 from jax_mmreid.experiment import Experiment
 from jax_mmreid.models import pretrained
+from jax_mmreid.writer import Writer
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("jax", "flax", "numpy")
 FILES = {"best": "results_best", "init": "results_init"}  # by step; "results" for any other
+POLL_SECONDS = 10.0  # between two looks of a watcher
 
 
 def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "last", force: bool = False) -> dict:
@@ -48,26 +56,143 @@ def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "l
     exp = experiment.build(config, data)
     evaluators.check(config, data)
     number, variables = _from_init(config, exp, data) if step == "init" else _restore(exp, workdir, step, differences)
-    method = exp.phases[-1].method if step == "init" else exp.phase(max(number - 1, 0)).method
+    results = _measure(config, exp, data, number, variables, step, begin)
+    results |= {"forced": differences} if differences else {}
+    _write(config, workdir, results)
+    log.info("evaluated %s in %.1fs; results in %s", tables.what(config, results), results["seconds"], workdir)
+    return results
+
+
+def watch(config: ConfigDict, workdir: str | Path, open_data: Callable[[], Data]) -> Iterator[dict]:
+    """Evaluates the newest checkpoint of a run, then each newer one, up to that of the last step; yields the results.
+
+    It may begin before the run does: nothing is opened or built before there is a checkpoint. What came and went
+    between two looks is left out, and a step that an earlier watcher has evaluated is not evaluated again. Raises
+    ConfigError once there is a checkpoint of another config, and what `open_data` raises.
+    """
+    workdir, first = Path(workdir), jax.process_index() == 0
+    step = _await(workdir, 0)
+    require_same(workdir / "config.json", config)
+    data = open_data()
+    exp = experiment.build(config, data)
+    evaluators.check(config, data)
+    total = exp.phases[-1].stop
+    done = _agreed(step if _is_known(config, workdir, step) else step - 1)
+    if done == step:
+        log.info("step %d of %d has been evaluated before; results in %s", step, total, workdir)
+    with Writer(workdir / "eval", start=done, stop=total, rows_per_step=data.batch_size, active=first) as writer:
+        while done < total:
+            step = _await(workdir, done)
+            begin = time.monotonic()
+            variables = _read(exp, workdir, step)
+            if variables is None:
+                continue
+            results = _measure(config, exp, data, step, variables, "last", begin)
+            if _is_best(config, workdir, results):
+                _write(config, workdir, results | {"which": "best"})
+            writer.write(step, _numbers(results["evals"]))
+            _write(config, workdir, results)  # at the end: it is what says that this step is done
+            log.info("evaluated %s in %.1fs; results in %s", tables.what(config, results), results["seconds"], workdir)
+            yield results
+            done = step
+
+
+def _measure(
+    config: ConfigDict, exp: Experiment, data: Data, number: int, variables: dict, which: str, begin: float
+) -> dict:
+    """The results of the variables of step `number`, as they are written down; `begin` is when work on them began."""
+    method = exp.phases[-1].method if which == "init" else exp.phase(max(number - 1, 0)).method
     rows = evaluators.run(config, method, variables, data, exp.mesh)
-    results = {
+    return {
         "step": number,
-        "which": step,
+        "steps": exp.phases[-1].stop,
+        "which": which,
         "config_hash": config_hash(config),
         "versions": {"jax_mmreid": __version__} | {name: version(name) for name in PACKAGES},
         "command": shlex.join(["python", "-m", "jax_mmreid.main", *sys.argv[1:]]),
         "seconds": round(time.monotonic() - begin, 2),
-        **({"forced": differences} if differences else {}),
         "evals": rows,
     }
-    table = tables.markdown(config, results)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        name = FILES.get(step, "results")
-        (workdir / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
-        (workdir / f"{name}.md").write_text(table)
-    log.info("evaluated %s in %.1fs; results in %s", tables.what(config, results), results["seconds"], workdir)
-    return results
+
+
+def _write(config: ConfigDict, workdir: Path, results: dict) -> None:
+    """Writes results as JSON and as a table; a run and its watcher may both do so, so each file is put there whole."""
+    if jax.process_index() > 0:
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    texts = {"json": json.dumps(results, indent=2) + "\n", "md": tables.markdown(config, results)}
+    for ending, text in texts.items():
+        name = f"{FILES.get(results['which'], 'results')}.{ending}"
+        part = workdir / f".{name}.{os.getpid()}"
+        part.write_text(text)
+        part.replace(workdir / name)
+
+
+def _await(workdir: Path, done: int) -> int:
+    """The newest complete step beyond `done`, as soon as there is one; every process gets the same."""
+    step = _newest(workdir)
+    if step <= done:
+        what = f"a checkpoint beyond step {done}" if done else "the first checkpoint of a run"
+        log.info("waiting for %s in %s", what, workdir)
+    while step <= done:
+        time.sleep(POLL_SECONDS)
+        step = _newest(workdir)
+    return step
+
+
+def _newest(workdir: Path) -> int:
+    """The newest complete step that the first process sees, 0 while there is no run with a checkpoint."""
+    return _agreed((newest(workdir) or 0) if (workdir / "config.json").exists() else 0)
+
+
+def _read(exp: Experiment, workdir: Path, step: int) -> dict | None:
+    """The variables of a step; None if the trainer has deleted it meanwhile, for there is a newer one."""
+    variables, failure = None, None
+    try:
+        _, variables = _restore(exp, workdir, str(step), [])
+    except Exception as error:  # what is not there any more ends in errors of many kinds
+        failure = error
+    complete = failure is None
+    if jax.process_count() > 1:  # what is gone for one may have been there for another
+        complete = bool(multihost_utils.process_allgather(np.asarray(complete)).all())
+    if complete:
+        return variables
+    if _newest(workdir) == step and failure is not None:
+        raise failure
+    log.info("step %d was deleted before it was read", step)
+    return None
+
+
+def _agreed(number: int) -> int:
+    """What the first process says, on every process."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def _is_known(config: ConfigDict, workdir: Path, step: int) -> bool:
+    """Whether a watcher has ended its work on this step: it is the last in eval/, and results.json says the same."""
+    history, saved = workdir / "eval" / "metrics.jsonl", workdir / "results.json"
+    if not history.exists() or not saved.exists():
+        return False
+    lines, results = history.read_text().splitlines(keepends=True), json.loads(saved.read_text())
+    if not lines or not lines[-1].endswith("\n") or json.loads(lines[-1])["step"] != step:  # none, torn, or another
+        return False
+    return (results["step"], results["config_hash"]) == (step, config_hash(config))
+
+
+def _is_best(config: ConfigDict, workdir: Path, results: dict) -> bool:
+    """Whether `config.best` is measured, and results_best.json holds no better results of this config."""
+    number, saved = _watched(config, results), workdir / "results_best.json"
+    old = json.loads(saved.read_text()) if saved.exists() else results
+    return number > -math.inf and (old["config_hash"] != results["config_hash"] or _watched(config, old) <= number)
+
+
+def _watched(config: ConfigDict, results: dict) -> float:
+    name, _, metric = config.best.rpartition("/")
+    return results["evals"].get(name, {}).get(metric, -math.inf)
+
+
+def _numbers(evals: dict[str, dict]) -> dict[str, float]:
+    return {f"{name}/{key}": x for name, row in evals.items() for key, x in row.items() if isinstance(x, float)}
 
 
 def _differences(config: ConfigDict, workdir: Path) -> list[str]:
@@ -107,7 +232,7 @@ def _from_init(config: ConfigDict, exp: Experiment, data: Data) -> tuple[int, di
 def _restore(exp: Experiment, workdir: Path, step: str, differences: list[str]) -> tuple[int, dict]:
     """(step number, variables of that checkpoint); ConfigError where what differs has changed the model itself."""
     target = exp.abstract.replace(opt_state=None, rng=None)
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, reading=True) as checkpoints:
         number = _choose(checkpoints, step)
         misfits = checkpoints.misfits(number, target) if differences else []
         if misfits:

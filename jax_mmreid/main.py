@@ -3,7 +3,10 @@
 Exit codes: 0 done, 2 bad config, 3 bad data, 4 non-finite loss, 75 preempted and saved.
 """
 
+import functools
+import json
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +35,9 @@ STEP = flags.DEFINE_string(
 FORCE = flags.DEFINE_boolean(
     "force", False, "Let --mode=eval evaluate a checkpoint of another config, whose results then say what differs."
 )
+WATCH = flags.DEFINE_boolean(
+    "watch", False, "Let --mode=eval follow a run, before or while it trains, and evaluate each new checkpoint of it."
+)
 COMPARE = flags.DEFINE_string(
     "compare", None, "DIR,DIR: only print means over the seeds of the finished runs in these folders or below them."
 )
@@ -59,6 +65,11 @@ def main(argv: list[str]) -> int:
             print(plan.markdown(config, data, plan.plan(config, data)))
             return 0
         shard = (jax.process_index(), jax.process_count())
+        if WATCH.value:
+            _end_when_asked()
+            for results in evaluate.watch(config, WORKDIR.value, functools.partial(_open, config, open_data, shard)):
+                print(tables.markdown(config, results), flush=True)
+            return 0
         before = config.pretrain
         if before and not _is_done(before):
             log.info("before that, %s in %s", before.config.method, before.workdir)
@@ -95,7 +106,14 @@ def _is_done(before: ConfigDict) -> bool:
     if not (workdir / "results.json").exists():
         return False
     require_same(workdir / "config.json", before.config)
-    return True
+    results = json.loads((workdir / "results.json").read_text())
+    return results["step"] == results.get("steps", results["step"])  # a run that is watched has results before it ends
+
+
+def _end_when_asked() -> None:
+    """Lets Ctrl-C and SIGTERM end the process at once but in order, so that what was written gets to the disk."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _open(config: ConfigDict, open_data: Callable, shard: tuple[int, int]) -> Data:
@@ -121,6 +139,8 @@ def parse(argv: list[str]) -> list[str]:
     """Parses flags; what is wrong with them or with the config file ends the program with one line and exit code 2."""
     try:
         rest = flags.FLAGS(argv)
+        if WATCH.value and (MODE.value != "eval" or STEP.value != "last" or FORCE.value):
+            raise ConfigError("--watch belongs to --mode=eval with --step=last and without --force")
         if COMPARE.value is not None:
             return rest
         for flag in (CONFIG,) if MODE.value == "plan" else (CONFIG, WORKDIR):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_mmreid.batch import says
+from jax_mmreid.encoding import Encoder
 from jax_mmreid.sharding import make_mesh
 
 H, W, L, D = 2, 3, 9, 5
@@ -27,11 +28,14 @@ class Whole:
     def encode(self, variables, batch):
         pictures = {m: self._picture(x) for m, x in batch["images"].items()}
         features = {m: jnp.where(batch["present"][m][:, None], x, jnp.nan) for m, x in pictures.items()}
-        for ids in batch.get("text", {}).values():
+        for m, ids in batch.get("text", {}).items():
             words = jnp.where((jnp.arange(ids.shape[1]) < ids.argmax(axis=1)[:, None])[..., None], 1, 0)
             sums = (variables["params"]["words"][ids] * words).sum(axis=1)
-            features["text"] = jnp.where(says(ids)[:, None], sums, jnp.nan)
+            features[f"text/{m}"] = jnp.where(says(ids)[:, None], sums, jnp.nan)
         return features
+
+    def completer(self, use):
+        return None
 
     def embed(self, variables, features, use):
         (name,) = use
@@ -122,5 +126,7 @@ def run(module, data, devices=1, method=None, **rows):
         module.check(name, row, data)
     mesh = make_mesh(data=devices, model=1, devices=jax.devices()[:devices])
     variables = jax.device_put(VARIABLES, jax.NamedSharding(mesh, jax.P()))
+    uses = [use for row in rows.values() for use in module.uses(row)]
+    encoder = Encoder(method or Whole(), variables, data, mesh, uses=uses, **PLACED)
     with jax.transfer_guard("disallow"):  # as the training loop calls it
-        return module.run(rows, method=method or Whole(), variables=variables, data=data, mesh=mesh, **PLACED)
+        return module.run(rows, encoder)

@@ -105,9 +105,9 @@ def test_training_ends_with_results_in_the_order_of_the_poster(trained):
     workdir, results, done = trained
     table = (workdir / "results.md").read_text()
     assert done.stdout.strip() == table.strip()
-    assert "| setting | mAP | R-1 | R-5 | R-10 | R-20 | mINP | mAP drop | R-1 drop |" in table
-    rows = re.findall(r"^\| (\S+) \| \d+\.\d \| \d+\.\d \|", table, re.MULTILINE)
-    assert rows == ["RNT", "-R", "-N", "-T", "-RN", "-RT", "-NT", "Mean"]
+    assert "| setting | RNT | -R | -N | -T | -RN | -RT | -NT | Mean |" in table
+    rows = re.findall(r"^\| (\S+)(?: \| \d+\.\d){8} \|", table, re.MULTILINE)
+    assert rows == ["mAP", "R-1", "R-5", "R-10", "R-20", "mINP"]
     config = json.loads((workdir / "config.json").read_text())
     assert (
         config["epochs"] == 2 and config["data"]["image_size"] == [32, 16] and config["model"]["image"]["layers"] == 1
@@ -231,6 +231,11 @@ WRONG = {
     "no weights to evaluate": (["--mode=eval", "--step=init"], "config.init, which is empty"),
     "force in training": (["--force"], "--step and --force belong to --mode=eval, not to --mode=train"),
     "a step in training": (["--step=best"], "--step and --force belong to --mode=eval"),
+    "watching in training": (["--watch"], "--watch belongs to --mode=eval with --step=last and without --force"),
+    "watching what costs nothing": (["--watch", "--mode=plan"], "--watch belongs to --mode=eval"),
+    "watching a step that stands still": (["--watch", "--mode=eval", "--step=12"], "--watch belongs to --mode=eval"),
+    "watching the best": (["--watch", "--mode=eval", "--step=best"], "--watch belongs to --mode=eval with --step=last"),
+    "watching a run of another config": (["--watch", "--mode=eval", "--force"], "--watch belongs to --mode=eval"),
     "an image of no whole patches": (["--config.data.image_size=(30,16)"], "30x16"),
     "heads that do not divide": (["--config.model.image.heads=3"], "image.heads"),
     "a mesh that does not fit": (["--config.mesh.data=5", "--config.mesh.model=2"], "data=5 x model=2"),

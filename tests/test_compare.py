@@ -3,6 +3,8 @@
 import json
 import pkgutil
 import statistics
+import subprocess
+import sys
 
 import pytest
 from conftest import load_config, tiny_config
@@ -123,6 +125,78 @@ def test_settings_and_other_rows_have_a_table_each_and_two_modalities_fewer_colu
     make(tmp_path / "b", {name: row(0.5) for name in NAMES})
     head = compare.markdown(compare.summary([tmp_path])).splitlines()[3]
     assert head == "| mAP | full | -R | -N | -T | -RN | -RT | -NT | Mean | Mean R-1 |"
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A group of two seeds with pairs of three settings and of one seed with two kinds of them, and a row beside."""
+    three = [f"{query}>{gallery}" for query in ("full", "no_r", "no_t") for gallery in ("full", "no_r", "no_t")]
+    for seed in (1, 2):
+        evals = {"full": row(0.75), "no_r": row(0.5), "no_t": row(0.25), "rgb>tir": row(0.125)}
+        evals |= {f"pairs/{pair}": row(0.1 * i + 0.1 * seed, 0.25) for i, pair in enumerate(three)}
+        make(tmp_path / "a" / f"seed{seed}", evals, seed=seed, modalities="rgb/tir")
+    evals = {f"{name}/{query}>{gallery}": row(1.0) for name in ("zero/pairs", "x") for query, gallery in PRODUCT}
+    make(tmp_path / "b", evals)
+    return tmp_path
+
+
+PRODUCT = (("full", "full"), ("full", "mer"), ("mer", "full"), ("mer", "mer"))
+
+
+def test_pairs_are_a_heat_map_of_means_for_every_group_and_no_lines(pairs):
+    ones = [
+        "|     | RNT     | mer     |",
+        "|---|---|---|",
+        "| RNT | █ 100.0 | █ 100.0 |",
+        "| mer | █ 100.0 | █ 100.0 |",
+    ]
+    assert compare.markdown(compare.summary([pairs])).splitlines()[3:] == [
+        "",
+        "| mAP | RT | -R | -T |",
+        "|---|---|---|---|",
+        "| a | 75.0 ± 0.0 | 50.0 ± 0.0 | 25.0 ± 0.0 |",
+        "",
+        "a, pairs: mAP, rows query, columns gallery",
+        "",
+        "|    | RT     | -R     | -T     |",
+        "|---|---|---|---|",
+        "| RT |   15.0 | ░ 25.0 | ░ 35.0 |",
+        "| -R | ▒ 45.0 | ▒ 55.0 | ▓ 65.0 |",
+        "| -T | ▓ 75.0 | █ 85.0 | █ 95.0 |",
+        "",
+        "b, zero/pairs: mAP, rows query, columns gallery",
+        "",
+        *ones,
+        "",
+        "b, x: mAP, rows query, columns gallery",
+        "",
+        *ones,
+        "",
+        "| run | row | R-1 | mAP |",
+        "|---|---|---|---|",
+        "| a | rgb>tir | 12.5 ± 0.0 | 12.5 ± 0.0 |",
+    ]
+
+
+def test_a_heat_map_shows_the_metric_that_is_asked_for(pairs):
+    table = compare.summary([pairs])
+    lines = compare.markdown(table, "rank1").splitlines()
+    start = lines.index("a, pairs: R-1, rows query, columns gallery")
+    assert lines[start + 4] == "| RT | ░ 25.0 | ░ 25.0 | ░ 25.0 |"
+    make(pairs / "c", {"colour": {"accuracy": 0.875, "protocol": "p"}})
+    lines = compare.markdown(compare.summary([pairs]), "accuracy").splitlines()
+    assert lines[3:] == [
+        "",
+        "| run | row | R-1 | mAP | accuracy |",
+        "|---|---|---|---|---|",
+        "| a | rgb>tir | 12.5 ± 0.0 | 12.5 ± 0.0 |  |",
+        "| c | colour |  |  | 87.5 |",
+    ]
+
+
+def test_comparing_needs_no_jax():
+    code = "import sys, jax_mmreid.compare; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def grouped(*folders):
@@ -287,7 +361,7 @@ STATED = {
     "sysu_mm01": ("", "stage=base", "stage=base,row=B"),
     "regdb": ("", "stage=base", "trial=7"),
     "llcm": ("", "protocol=official", "stage=base,protocol=official"),
-    "rgbnt201": ("", "row=B", "eta=0.1", "row=A,eta=0.1", "eta=0.1/0.3/0.5"),
+    "rgbnt201": ("", "row=B", "eta=0.1", "row=A,eta=0.1", "eta=0.1/0.3/0.5", "pairs=1"),
     "rgbnt100": ("", "row=F,eta=0.0/0/0"),
 }
 SILENT = {

@@ -13,8 +13,9 @@ from jax_mmreid import encoding, evaluate, evaluators, experiment, tables
 from jax_mmreid.batch import DataError
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import ConfigError, config_hash, to_json
+from jax_mmreid.metrics import ranking
 
-METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10", "rank20")
+METRICS = ranking.METRICS
 SIX = ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")
 
 
@@ -129,7 +130,8 @@ def run_rows(rows, monkeypatch, **kinds):
     """Results of `rows` where each kind of evaluator is a dict of results."""
     found = {kind: ModuleType(kind) for kind in kinds}
     for kind, results in kinds.items():
-        found[kind].run = lambda mine, results=results, **_: {name: results[name] for name in mine}
+        found[kind].uses = lambda row: [("test", ("rgb",))]
+        found[kind].run = lambda mine, _, results=results: {name: results[name] for name in mine}
     monkeypatch.setattr(evaluators, "find", lambda package, kind: found[kind])
     config = SimpleNamespace(evals=SimpleNamespace(to_dict=lambda: rows), aug=SimpleNamespace(mean=0.5, std=0.5))
     return evaluators.run(config, None, {}, None, None)
@@ -166,45 +168,6 @@ def test_the_best_must_name_a_row(drawn):
     config = tiny_config(drawn, best="all/mAP", eval_every=1)
     with pytest.raises(ConfigError, match="best='all/mAP' names no row of evals; there are full, no_r,"):
         evaluators.check(config, open_tiny(config))
-
-
-def hand_made():
-    """Results whose table is easy to write down."""
-
-    def row(mAP, rank1):  # noqa: N803
-        return dict(mAP=mAP, rank1=rank1, rank5=0.75, rank10=0.875, rank20=1.0, mINP=0.125, protocol="", feature="")
-
-    evals = {"full": row(0.8, 0.5), "no_r": row(0.6, 0.6), "no_nt": row(0.2, 0.0), "mean_missing": row(0.4, 0.3)}
-    evals |= {"zero/full": row(0.5, 0.0), "zero/no_r": row(0.25, 0.25), "rgb>tir": row(0.1, 0.2)}
-    return {"step": 27, "which": "best", "config_hash": "0123456789ab", "evals": evals}
-
-
-def test_the_table_is_in_percent_with_what_each_row_loses_of_its_full_row():
-    title, _, head, line, *rows = tables.markdown(tiny_config("data"), hand_made()).splitlines()
-    assert title == "Checkpoint at step 27 (best), config 0123456789ab."
-    assert head == "| setting | mAP | R-1 | R-5 | R-10 | R-20 | mINP | mAP drop | R-1 drop |"
-    assert line.count("|") == head.count("|")
-    assert rows == [
-        "| RNT | 80.0 | 50.0 | 75.0 | 87.5 | 100.0 | 12.5 |  |  |",
-        "| -R | 60.0 | 60.0 | 75.0 | 87.5 | 100.0 | 12.5 | 25.0 % | -20.0 % |",
-        "| -NT | 20.0 | 0.0 | 75.0 | 87.5 | 100.0 | 12.5 | 75.0 % | 100.0 % |",
-        "| Mean | 40.0 | 30.0 | 75.0 | 87.5 | 100.0 | 12.5 | 50.0 % | 40.0 % |",
-        "| RNT (zero) | 50.0 | 0.0 | 75.0 | 87.5 | 100.0 | 12.5 |  |  |",
-        "| -R (zero) | 25.0 | 25.0 | 75.0 | 87.5 | 100.0 | 12.5 | 50.0 % | 0.0 % |",  # nothing can be lost of 0
-        "| rgb>tir | 10.0 | 20.0 | 75.0 | 87.5 | 100.0 | 12.5 | 87.5 % | 60.0 % |",
-    ]
-
-
-def test_a_table_without_a_full_row_has_no_drops():
-    results = hand_made()
-    full = results["evals"].pop("full")
-    results["evals"] = {"all/ir": full, "all/mer": full, "indoor/mer": full}
-    title, _, head, line, *rows = tables.markdown(tiny_config("data"), results).splitlines()
-    assert head == "| setting | mAP | R-1 | R-5 | R-10 | R-20 | mINP |" and line.count("|") == head.count("|")
-    numbers = "80.0 | 50.0 | 75.0 | 87.5 | 100.0 | 12.5 |"
-    assert rows == [f"| {name} | {numbers}" for name in ("ir (all)", "mer (all)", "mer (indoor)")]
-    results["evals"] = {"full": full}  # which has nothing to be compared with it
-    assert "drop" not in tables.markdown(tiny_config("data"), results)
 
 
 @pytest.fixture(scope="module")

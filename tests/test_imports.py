@@ -14,6 +14,7 @@ RANKS = {
     "jax_mmreid.batch": 0,
     "jax_mmreid.config": 0,
     "jax_mmreid.hub": 0.5,
+    "jax_mmreid.poster": 0.5,
     "jax_mmreid.recipes": 0.5,
     "jax_mmreid.ops": 1,
     "jax_mmreid.metrics": 1,

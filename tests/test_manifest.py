@@ -14,7 +14,7 @@ from input_pipeline.datasets import manifest
 from jax_mmreid import evaluators, experiment, train
 from jax_mmreid.batch import DataError
 from jax_mmreid.config import ConfigError
-from jax_mmreid.evaluate import markdown
+from jax_mmreid.tables import markdown
 
 HEADER = "split,pid,camid,view,rgb,nir,tir,ir,caption_rgb,caption_ir"
 ROWS = (
@@ -51,7 +51,9 @@ def refused(data_dir, **options):
 def simple(*columns, splits=("train", "test"), each=2):
     """Rows of the columns split, pid, rgb and those given, which are functions of (split, number)."""
     return [
-        ",".join([split, str(n), f"{split}/{n}.jpg", *(column(split, n) for column in columns)])
+        ",".join(
+            [split, str(n + 50 * (split != "train")), f"{split}/{n}.jpg", *(column(split, n) for column in columns)]
+        )
         for split in splits
         for n in range(each)
     ]
@@ -85,7 +87,7 @@ def test_each_modality_has_captions_of_its_own(tmp_path):
 
 
 def test_rows_without_a_picture_of_the_modalities_are_left_out(tmp_path, caplog):
-    splits = load(write(tmp_path, [*ROWS, "train,9,1,,,,,i/0.jpg,,"]), modalities=("nir",))
+    splits = load(write(tmp_path, [*ROWS, "train,7,1,,,,,i/0.jpg,,"]), modalities=("nir",))
     assert [splits[split].paths["nir"].tolist() for split in splits] == [["b/1n.jpg"], ["t/0n.jpg"]]
     assert "3 rows of" in caplog.text and "have no picture of nir; left out" in caplog.text
 
@@ -124,15 +126,15 @@ def test_quoted_cells_hold_commas_and_lines(tmp_path):
     row = 'train,1,1,,x.jpg,,,,"a man, tall\nand ""old""",'
     root = write(tmp_path, [row, "test,1,1,,y.jpg,,,,,", "best,1,1,,z.jpg,,,,,"])
     assert "line 5: split is 'best'" in refused(root, modalities=("rgb",))
-    train = load(write(tmp_path, [row, "test,1,1,,y.jpg,,,,,"]), modalities=("rgb",))["train"]
+    train = load(write(tmp_path, [row, "test,2,1,,y.jpg,,,,,"]), modalities=("rgb",))["train"]
     assert train.captions["rgb"].tolist() == ['a man, tall\nand "old"']
 
 
 def test_names_of_identities_are_numbered_in_their_order_over_all_splits(tmp_path, caplog):
-    rows = ["train,zoe,z.jpg", "train,12,y.jpg", "test,anna,x.jpg", "test,zoe,w.jpg"]
+    rows = ["train,zoe,z.jpg", "train,12,y.jpg", "test,anna,x.jpg", "test,anna,w.jpg"]
     with caplog.at_level(logging.INFO, logger="input_pipeline"):
         splits = load(write(tmp_path, rows, "split,pid,rgb"), modalities=("rgb",))
-    assert (splits["train"].pid.tolist(), splits["test"].pid.tolist()) == ([0, 2], [2, 1])
+    assert (splits["train"].pid.tolist(), splits["test"].pid.tolist()) == ([0, 2], [1, 1])
     assert "0 = 12, 1 = anna, 2 = zoe (3 in all)" in caplog.text
 
 
@@ -141,14 +143,21 @@ def test_names_of_identities_are_numbered_in_their_order_over_all_splits(tmp_pat
     [(("7", "900"), [7, 900]), (("007", "12"), [7, 12]), (("007", "7"), [0, 1]), (("-1", "5"), [0, 1])],
 )
 def test_numbers_stay_as_they_are_if_all_are_and_no_two_look_different(tmp_path, names, numbers):
-    rows = [f"{split},{name},{split}{name}.jpg" for split in ("train", "test") for name in names]
+    rows = [f"train,{name},{name}.jpg" for name in names] + ["test,9999,test.jpg"]
     splits = load(write(tmp_path, rows, "split,pid,rgb"), modalities=("rgb",))
-    assert sorted(splits["train"].pid.tolist()) == sorted(splits["test"].pid.tolist()) == numbers
+    assert sorted(splits["train"].pid.tolist()) == numbers
+
+
+@pytest.mark.parametrize("split", ["query", "gallery"])
+def test_who_is_tested_must_not_be_known_from_training(tmp_path, split):
+    rows = simple(splits=("train", "query", "gallery")) + [f"{split},1,more.jpg"]
+    message = refused(write(tmp_path, rows, "split,pid,rgb"), modalities=("rgb",))
+    assert f"line 8: pid '1' is in split {split}, and on line 3 in train; keep each identity on one side" in message
 
 
 def test_without_cameras_a_test_picture_is_its_own_and_training_has_one(tmp_path, caplog):
     rows = simple(lambda *_: "", splits=("train", "query", "gallery"))
-    rows += ["gallery,0,query/0.jpg,", "gallery,5,known.jpg,8"]
+    rows += ["gallery,50,query/0.jpg,", "gallery,55,known.jpg,8"]
     splits = load(write(tmp_path, rows, "split,pid,rgb,camid"), modalities=("rgb",))
     assert set(splits["train"].camid) == {9}
     cameras = {

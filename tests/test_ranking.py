@@ -1,107 +1,128 @@
-"""CMC, mAP and mINP against a loop over queries and ranks written from the definitions."""
+"""CMC, mAP, mINP and TPR of given distances against loops written from the definitions."""
 
 import numpy as np
 import pytest
+from brute import metrics, problems, ranks
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jax_mmreid.metrics import ranking
+from jax_mmreid.metrics.ranking import Relevance
 
 
-def loop(dist, match, junk, identities=None):
-    """The definitions, one query and one rank at a time."""
-    aps, inps, firsts = [], [], []
-    for q in range(len(dist)):
-        order = sorted((g for g in range(dist.shape[1]) if not junk[q, g]), key=lambda g: (dist[q, g], g))
-        hits = [r for r, g in enumerate(order, 1) if match[q, g]]
-        if not hits:
-            continue
-        aps.append(np.mean([n / r for n, r in enumerate(hits, 1)]))
-        inps.append(len(hits) / hits[-1])
-        ahead = order[: hits[0] - 1]
-        firsts.append(1 + len(ahead if identities is None else {identities[g] for g in ahead}))
-    cmc = [np.mean([first <= r for first in firsts]) for r in range(1, 51)] if firsts else []
-    return {"mAP": np.mean(aps), "mINP": np.mean(inps), "cmc": cmc, "num_valid": len(aps)} if aps else None
-
-
-@st.composite
-def problems(draw):
-    queries, gallery, levels = draw(st.integers(1, 7)), draw(st.integers(1, 13)), draw(st.integers(1, 5))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    # Few distinct distances, so that ties are the rule.
-    dist = rng.integers(0, levels, (queries, gallery)).astype(draw(st.sampled_from([np.float32, np.float64])))
-    dist[rng.random(dist.shape) < draw(st.sampled_from([0, 0.2]))] = np.inf
-    match = rng.random(dist.shape) < draw(st.sampled_from([0.1, 0.5, 1]))
-    junk = rng.random(dist.shape) < draw(st.sampled_from([0, 0.3, 0.9]))
-    return dist, match, junk
-
-
-def check(*problem):
-    expected = loop(*problem)
+def check(dist, rows, by_identity=False):
+    expected = metrics(dist, rows, by_identity)
     if expected is None:
         with pytest.raises(ValueError, match="no query has a match in the gallery"):
-            ranking.rank(*problem)
+            ranking.rank(dist, rows, by_identity=by_identity)
         return
-    got = ranking.rank(*problem)
+    got = ranking.rank(dist, rows, by_identity=by_identity)
+    assert set(got) == set(expected) == {*ranking.METRICS, "cmc", "num_valid"}
     for name, value in expected.items():
-        np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-15)
-    assert [got[f"rank{r}"] for r in (1, 5, 10, 20)] == [got["cmc"][r - 1] for r in (1, 5, 10, 20)]
-    assert set(got) == {*ranking.METRICS, "cmc", "num_valid"}
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-12, err_msg=name)
 
 
-@settings(max_examples=300, deadline=None)
+def told(match, junk, dist=None):
+    """(dist, rows) of one query whose gallery is marked by hand."""
+    dist = np.arange(len(match))[None] / 10 if dist is None else np.array([dist], float)
+    gallery_pid = np.where(match, 0, 1 + np.arange(len(match)))
+    return dist, Relevance(np.zeros(1, int), gallery_pid, np.zeros(1, int), np.where(junk, 0, 1))
+
+
+@pytest.mark.parametrize("by_identity", [False, True])
+def test_metrics_are_those_of_the_definitions(by_identity):
+    @settings(max_examples=1500, deadline=None, database=None)
+    @given(problems())
+    def each(problem):
+        check(*problem, by_identity)
+
+    each()
+
+
+@settings(max_examples=1000, deadline=None, database=None)
 @given(problems())
-def test_metrics_equal_the_loop(problem):
-    check(*problem)
+def test_every_rank_is_that_of_the_definition(problem):
+    dist, rows = problem
+    for q, (hits, first) in enumerate(ranks(dist, rows, by_identity=True)):
+        if hits:
+            kept = rows.gallery_junk != rows.query_junk[q]
+            own = np.flatnonzero(kept & (rows.gallery_pid == rows.query_pid[q]))
+            got = ranking._rank_row(dist[q], own, kept, rows.gallery_pid)
+            assert (got[0].tolist(), got[1]) == (hits, first)
 
 
-@st.composite
-def crowds(draw):
-    """A problem whose matches are those of identities, few or many, with numbers that do not begin at 0."""
-    dist, _, junk = draw(problems())
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    known = np.array([-3, 7, 8, 1000, 31])[: draw(st.integers(1, 5))]
-    identities = rng.choice(known, dist.shape[1])
-    return dist, rng.choice(known, len(dist))[:, None] == identities, junk, identities
+def crowd(seed, Q, G, people=9, levels=40):
+    """A problem of many rows, with ties; every rule of junk has something to hide."""
+    rng = np.random.default_rng(seed)
+    sides = [{"pid": rng.integers(0, people, n), "camid": rng.integers(1, 5, n)} for n in (Q, G)]
+    return rng.integers(0, levels, (Q, G)) / levels, ranking.relevance("same_camera", *sides)
 
 
-@settings(max_examples=300, deadline=None)
-@given(crowds())
-def test_metrics_equal_the_loop_where_the_cmc_counts_identities(problem):
-    check(*problem)
+@pytest.mark.parametrize("block", [1, 7, 17, 100])
+def test_blocks_of_any_size_give_the_same(block):
+    dist, rows = crowd(0, 17, 211)
+    got = ranking.rank((dist[i : i + block] for i in range(0, 17, block)), rows)
+    expected = ranking.rank(dist, rows)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("block", [1, 11, 25, 10**6])
-def test_blocks_of_any_size_give_the_same(monkeypatch, block):
+def test_a_gallery_longer_than_the_cmc_and_than_one_in_a_hundred_pairs():
+    dist, rows = crowd(1, 40, 601, levels=100_000)
+    check(dist, rows)
+    check(dist, rows, by_identity=True)
+    got = ranking.rank(dist, rows)
+    assert 0 <= got["TPR@1e-4"] <= got["TPR@1e-3"] < got["TPR@1e-2"] < 0.03  # as chance has it: about the rate itself
+
+
+def test_the_strangers_that_may_pass_do_and_no_more():
+    """100 strangers at 0, 1, .., 99: at a rate of 1 % one may pass, at less none."""
+    dist = np.concatenate([np.arange(100), [0.5, 1.0, 1.5, -1.0]])[None]
+    rows = Relevance(np.zeros(1, int), np.repeat([1, 0], [100, 4]), np.zeros(1, int), np.ones(104, int))
+    got = ranking.rank(dist, rows)
+    assert got["TPR@1e-2"] == 2 / 4  # nearer than the stranger at 1; a tie with it is not
+    assert got["TPR@1e-3"] == got["TPR@1e-4"] == 1 / 4
+
+
+def test_what_is_kept_for_tprs_stays_small():
+    nearest = ranking._Nearest(1_000_000)
     rng = np.random.default_rng(0)
-    dist = rng.integers(0, 9, (17, 11)).astype(np.float32)
-    junk, identities = rng.random(dist.shape) < 0.3, rng.integers(0, 5, 11)
-    match = rng.integers(0, 5, 17)[:, None] == identities
-    monkeypatch.setattr(ranking, "BLOCK", block)
-    check(dist, match, junk)
-    check(dist, match, junk, identities)
+    values = rng.random(1_000_000)
+    for part in np.split(values, 100):
+        nearest.add(part)
+        assert sum(map(len, nearest.parts)) < 70_000
+    own = np.sort(values)[[9_999, 10_000, 10_001]]
+    assert nearest.share(own, 100) == 1 / 3
+
+
+def test_without_strangers_all_may_pass():
+    dist, rows = np.zeros((1, 3)), Relevance(*(np.array(x) for x in ([0], [0, 0, 0], [0], [1, 1, 1])))
+    got = ranking.rank(dist, rows)
+    assert [got[name] for name in ranking.FPRS] == [1.0, 1.0, 1.0]
 
 
 def test_identities_ahead_count_once_and_hidden_rows_not_at_all():
     identities = np.array([5, 5, 9, 5, 2, 2, 7])
     dist = np.array([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]])
-    match, junk = identities[None] == 2, np.zeros((1, 7), bool)
-    by_row, by_identity = (ranking.rank(dist, match, junk, x) for x in (None, identities))
+
+    def rank(hidden, by_identity=True):
+        junk = np.ones(7, int)
+        junk[hidden] = 0
+        return ranking.rank(dist, Relevance(np.array([2]), identities, np.zeros(1, int), junk), by_identity=by_identity)
+
+    by_row, by_identity = rank([], False), rank([])
     assert np.argmax(by_row["cmc"]) + 1 == 5 and np.argmax(by_identity["cmc"]) + 1 == 3
     assert [by_row[name] for name in ("mAP", "mINP")] == [by_identity[name] for name in ("mAP", "mINP")]
-    junk[0, :2] = True  # identity 5 has a row left ahead, and is still one
-    assert np.argmax(ranking.rank(dist, match, junk, identities)["cmc"]) + 1 == 3
-    junk[0, 3] = True
-    assert np.argmax(ranking.rank(dist, match, junk, identities)["cmc"]) + 1 == 2
+    assert np.argmax(rank([0, 1])["cmc"]) + 1 == 3  # identity 5 has a row left ahead, and is still one
+    assert np.argmax(rank([0, 1, 3])["cmc"]) + 1 == 2
 
 
 def test_fewer_identities_than_ranks_repeat_the_last_value():
     identities = np.arange(60) % 3
-    match = np.array([0, 1, 2])[:, None] == identities
-    dist = np.where(match, 1.0, 0.5)  # own rows come last, behind 40 rows of two identities
-    got = ranking.rank(dist, match, np.zeros_like(match), identities)
+    sought = Relevance(np.arange(3), identities, np.zeros(3, int), np.ones(60, int))
+    dist = np.where(np.arange(3)[:, None] == identities, 1.0, 0.5)  # own rows come last, behind 40 of two identities
+    got = ranking.rank(dist, sought, by_identity=True)
     assert got["cmc"].shape == (50,) and got["cmc"].tolist() == [0, 0] + 48 * [1]
-    assert (ranking.rank(dist, match, np.zeros_like(match))["cmc"][:40] == 0).all()
+    assert (ranking.rank(dist, sought)["cmc"][:40] == 0).all()
 
 
 # Made by the official TVI-LFM code (its units eval and eval2): five ranks of the CMC, mAP, mINP.
@@ -139,131 +160,147 @@ def official_case(number):
 @pytest.mark.parametrize("rule", OFFICIAL)
 def test_the_metrics_of_sysu_llcm_and_regdb_are_the_official_ones(rule, number):
     dist, query, gallery = official_case(number)
-    match = query["pid"][:, None] == gallery["pid"]
-    identities = None if rule == "none" else gallery["pid"]  # RegDB counts pictures
-    got = ranking.rank(dist, match, ranking.junk_mask(rule, query, gallery), identities)
+    got = ranking.rank(dist, ranking.relevance(rule, query, gallery), by_identity=rule != "none")  # RegDB: pictures
     cmc, average, penalty = OFFICIAL[rule][number]
     np.testing.assert_allclose(got["cmc"][:5], cmc, atol=1e-6)
     np.testing.assert_allclose([got["mAP"], got["mINP"]], [average, penalty], atol=1e-6)
 
 
-def test_a_gallery_longer_than_the_cmc():
-    rng = np.random.default_rng(0)
-    dist = rng.random((5, 211))
-    match = np.zeros(dist.shape, bool)
-    np.put_along_axis(match, np.argsort(dist)[:, [3, 49, 50, 97, 210]][np.arange(5), np.arange(5)][:, None], True, 1)
-    check(dist, match, np.zeros_like(match))
-    cmc = ranking.rank(dist, match, np.zeros_like(match))["cmc"]
-    assert cmc.shape == (50,) and cmc[2] == 0 and cmc[3] == 0.2 and cmc[48] == 0.2 and cmc[49] == 0.4
-
-
 def test_known_values():
-    dist = np.array([[0.1, 0.2, 0.3, 0.4, 0.5]])
-    match = np.array([[False, True, False, True, True]])
-    junk = np.array([[True, False, False, False, False]])
-    got = ranking.rank(dist, match, junk)
+    dist, rows = told([False, True, False, True, True], [True, False, False, False, False])
+    got = ranking.rank(dist, rows)
     assert got["mAP"] == pytest.approx((1 / 1 + 2 / 3 + 3 / 4) / 3)
     assert got["mINP"] == 3 / 4 and got["rank1"] == 1 and got["num_valid"] == 1
-    without = ranking.rank(dist, match, np.zeros_like(junk))
+    without = ranking.rank(dist, rows._replace(gallery_junk=np.ones(5, int)))
     assert without["mAP"] == pytest.approx((1 / 2 + 2 / 4 + 3 / 5) / 3)
     assert without["rank1"] == 0 and without["cmc"][1] == 1
 
 
-def test_equal_distances_rank_by_gallery_index():
-    dist, junk = np.zeros((3, 37), np.float32), np.zeros((3, 37), bool)
-    match = np.zeros_like(junk)
-    match[0, 0] = match[1, 16] = match[2, 36] = True
-    np.testing.assert_allclose(ranking.rank(dist, match, junk)["mAP"], np.mean([1, 1 / 17, 1 / 37]))
+@pytest.mark.parametrize("place", [0, 16, 36])
+def test_equal_distances_rank_by_gallery_index(place):
+    dist, rows = told(np.arange(37) == place, np.zeros(37, bool), dist=np.zeros(37))
+    assert ranking.rank(dist, rows)["mAP"] == 1 / (place + 1)
+    assert ranking.rank(dist, rows, by_identity=True)["mAP"] == 1 / (place + 1)
 
 
 @pytest.mark.parametrize("match, junk, valid", [(True, False, True), (True, True, False), (False, False, False)])
 def test_a_gallery_of_one(match, junk, valid):
-    match, junk, dist = np.array([[match]]), np.array([[junk]]), np.array([[0.5]])
-    check(dist, match, junk)
+    problem = told([match], [junk])
+    check(*problem)
     if valid:
-        got = ranking.rank(dist, match, junk)
+        got = ranking.rank(*problem)
         assert got["mAP"] == got["mINP"] == 1 and (got["cmc"] == 1).all() and got["cmc"].shape == (50,)
 
 
 def test_queries_without_a_match_are_left_out():
-    rng = np.random.default_rng(0)
-    dist, match, junk = rng.random((7, 13)), rng.random((7, 13)) < 0.3, np.zeros((7, 13), bool)
-    match[:, 0] = True
-    match[2] = False
-    junk[4] = True
+    dist, rows = crowd(2, 7, 53)
+    pid, junk = rows.query_pid.copy(), rows.query_junk.copy()
+    pid[2] = 100  # nobody's
+    junk[4] = 100
+    rows = rows._replace(query_pid=pid, query_junk=junk, gallery_junk=np.where(rows.gallery_pid == pid[4], 100, 0))
     keep = [0, 1, 3, 5, 6]
-    got, expected = ranking.rank(dist, match, junk), ranking.rank(dist[keep], match[keep], junk[keep])
-    assert got["num_valid"] == 5 and got["mAP"] == expected["mAP"]
+    few = rows._replace(query_pid=pid[keep], query_junk=junk[keep])
+    got, expected = ranking.rank(dist, rows), ranking.rank(dist[keep], few)
+    assert got["num_valid"] == 5 and all(np.array_equal(got[name], expected[name]) for name in expected)
 
 
 def test_agrees_with_scikit_learn():
     average_precision = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn").average_precision_score
-    rng = np.random.default_rng(0)
-    dist, match = rng.random((7, 31)), rng.random((7, 31)) < 0.3
-    expected = np.mean([average_precision(m, -d) for d, m in zip(dist, match)])
-    assert ranking.rank(dist, match, np.zeros_like(match))["mAP"] == pytest.approx(expected, abs=1e-12)
+    dist, rows = crowd(3, 9, 31, levels=100_000)
+    rows = rows._replace(gallery_junk=np.full(31, -1))
+    match = rows.query_pid[:, None] == rows.gallery_pid
+    expected = np.mean([average_precision(m, -d) for d, m in zip(dist, match) if m.any()])
+    assert ranking.rank(dist, rows)["mAP"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_tprs_agree_with_scikit_learn():
+    curve = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn").roc_curve
+    dist, rows = crowd(4, 60, 400, levels=1_000_000)
+    dist -= 0.3 * (rows.query_pid[:, None] == rows.gallery_pid)
+    kept = rows.query_junk[:, None] != rows.gallery_junk
+    match = rows.query_pid[:, None] == rows.gallery_pid
+    fprs, tprs, _ = curve(match[kept], -dist[kept], drop_intermediate=False)
+    got = ranking.rank(dist, rows)
+    for name, one_in in ranking.FPRS.items():
+        assert got[name] == pytest.approx(tprs[fprs <= 1 / one_in].max(), abs=1e-12)
 
 
 def test_the_input_is_left_alone():
-    rng = np.random.default_rng(0)
-    dist, match, junk = rng.random((5, 7)), rng.random((5, 7)) < 0.5, rng.random((5, 7)) < 0.5
-    copies = dist.copy(), match.copy(), junk.copy()
-    ranking.rank(dist, match, junk)
-    for before, after in zip(copies, (dist, match, junk)):
+    dist, rows = crowd(5, 5, 37)
+    copies = dist.copy(), *(x.copy() for x in rows)
+    ranking.rank(dist, rows, by_identity=True)
+    for before, after in zip(copies, (dist, *rows)):
         np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "dist, message",
     [
-        (dict(dist=np.full((3, 5), np.nan)), "NaN"),
-        (dict(dist=np.zeros((3, 4))), r"\(3, 4\).*\(3, 5\)"),
-        (dict(junk=np.zeros((2, 5), bool)), r"\(2, 5\)"),
-        (dict(dist=np.zeros(15)), r"\(15,\)"),
-        (dict(identities=np.zeros(3, int)), r"identities \(3,\) must be the \[G\] of dist \(3, 5\)"),
-        (dict(match=np.zeros((3, 5), bool)), "no query has a match"),
-        (dict(junk=np.ones((3, 5), bool)), "no query has a match"),
-        (dict(dist=np.zeros((3, 0)), match=np.zeros((3, 0), bool), junk=np.zeros((3, 0), bool)), "no query"),
-        (dict(dist=np.zeros((0, 5)), match=np.zeros((0, 5), bool), junk=np.zeros((0, 5), bool)), "no query"),
+        (np.full((3, 5), np.nan), "NaN"),
+        (np.zeros((3, 4)), r"dist has \(3, 4\) from row 0 on, expected rows of \(3, 5\)"),
+        (np.zeros((4, 5)), r"dist has \(4, 5\) from row 0 on"),
+        (np.zeros(15), r"dist has \(15,\) from row 0 on"),
+        (np.zeros((2, 5)), r"dist has 2 rows, expected \(3, 5\)"),
+        (iter([np.zeros((2, 5)), np.zeros((2, 5))]), r"dist has \(2, 5\) from row 2 on"),
     ],
 )
-def test_what_cannot_be_ranked_is_said_in_one_line(change, message):
-    fields = dict(dist=np.zeros((3, 5)), match=np.ones((3, 5), bool), junk=np.zeros((3, 5), bool)) | change
+def test_what_cannot_be_ranked_is_said_in_one_line(dist, message):
+    rows = Relevance(np.zeros(3, int), np.zeros(5, int), np.zeros(3, int), np.ones(5, int))
     with pytest.raises(ValueError, match=message) as error:
-        ranking.rank(**fields)
+        ranking.rank(dist, rows)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("Q, G, pid, junk", [(3, 5, 1, 1), (3, 5, 0, 0), (3, 0, 0, 1), (0, 5, 0, 1)])
+def test_a_gallery_without_any_match_is_no_success(Q, G, pid, junk):
+    rows = Relevance(np.zeros(Q, int), np.full(G, pid), np.zeros(Q, int), np.full(G, junk))
+    with pytest.raises(ValueError, match="no query has a match in the gallery; check the split and the junk rule"):
+        ranking.rank(np.zeros((Q, G)), rows)
 
 
 QUERY = dict(pid=np.array([1, 1, 2]), camid=np.array([0, 1, 0]), view=np.array([5, 6, 7]))
 GALLERY = dict(pid=np.array([1, 2, 1, 3, 2]), camid=np.array([0, 0, 1, 0, 1]), view=np.array([6, 7, 5, 5, 7]))
 
 
+def masks(rows):
+    """[Q,G] bool: what matches, what is junk."""
+    return rows.query_pid[:, None] == rows.gallery_pid, rows.query_junk[:, None] == rows.gallery_junk
+
+
+@pytest.mark.parametrize("rule", ranking.JUNK_RULES)
+def test_a_match_is_of_one_identity_under_any_rule(rule):
+    names = {"pid": np.array(["anna", "bo"])}, {"pid": np.array(["bo", "anna", "cy"])}
+    for query, gallery in ((QUERY, GALLERY), [side | {"camid": side["pid"], "view": side["pid"]} for side in names]):
+        rows = ranking.relevance(rule, query, gallery)
+        assert all(x.dtype == np.int32 for x in rows) and rows.gallery_pid.min() >= 0
+        np.testing.assert_array_equal(masks(rows)[0], query["pid"][:, None] == gallery["pid"])
+
+
 @pytest.mark.parametrize("rule, other", [("same_camera", "camid"), ("same_view", "view")])
 def test_junk_agrees_in_identity_and_one_more_column(rule, other):
-    mask = ranking.junk_mask(rule, QUERY, GALLERY)
-    assert mask.dtype == bool and mask.shape == (3, 5)
+    junk = masks(ranking.relevance(rule, QUERY, GALLERY))[1]
     for q in range(3):
         for g in range(5):
-            assert mask[q, g] == (QUERY["pid"][q] == GALLERY["pid"][g] and QUERY[other][q] == GALLERY[other][g])
+            assert junk[q, g] == (QUERY["pid"][q] == GALLERY["pid"][g] and QUERY[other][q] == GALLERY[other][g])
 
 
 def test_to_camera_3_of_sysu_camera_2_is_junk_whoever_it_shows():
     query = dict(pid=np.array([1, 1, 2]), camid=np.array([3, 6, 2]))
     gallery = dict(pid=np.array([1, 2, 1, 3, 2]), camid=np.array([2, 2, 1, 3, 2]))
-    mask = ranking.junk_mask("sysu_cameras", query, gallery)
-    assert mask.dtype == bool and mask.shape == (3, 5)
-    assert mask.tolist() == [[True, True, False, False, True], 5 * [False], 5 * [False]]
+    junk = masks(ranking.relevance("sysu_cameras", query, gallery))[1]
+    assert junk.tolist() == [[True, True, False, False, True], 5 * [False], 5 * [False]]
 
 
 def test_no_junk():
-    mask = ranking.junk_mask("none", QUERY, GALLERY)
-    assert mask.dtype == bool and mask.shape == (3, 5) and not mask.any()
+    assert not masks(ranking.relevance("none", QUERY, GALLERY))[1].any()
 
 
 def test_an_unknown_rule_or_a_missing_column_is_refused():
     with pytest.raises(ValueError, match="same_lens.*none, same_camera, same_view, sysu_cameras"):
-        ranking.junk_mask("same_lens", QUERY, GALLERY)
+        ranking.relevance("same_lens", QUERY, GALLERY)
     with pytest.raises(ValueError, match="same_view.*'view'"):
-        ranking.junk_mask("same_view", QUERY, {k: v for k, v in GALLERY.items() if k != "view"})
+        ranking.relevance("same_view", QUERY, {k: v for k, v in GALLERY.items() if k != "view"})
     with pytest.raises(ValueError, match="sysu_cameras.*'camid'"):
-        ranking.junk_mask("sysu_cameras", {"pid": QUERY["pid"]}, GALLERY)
+        ranking.relevance("sysu_cameras", {"pid": QUERY["pid"]}, GALLERY)
+    with pytest.raises(ValueError, match="none.*'pid'"):
+        ranking.relevance("none", QUERY, {})

@@ -149,7 +149,7 @@ def test_some_picture_must_be_of_a_class():
 def test_vectors_that_cannot_be_compared_are_no_success():
     class Lost(Whole):
         def embed(self, variables, features, use):
-            return super().embed(variables, features, use) * (0 if use == ("text",) else 1)
+            return super().embed(variables, features, use) * (0 if use == ("text/rgb",) else 1)
 
     with pytest.raises(DataError, match="evals.a: the vector of a picture or caption is zero or not finite"):
         run(zero_shot, Captioned(draw(7, 12, SENTENCES)), method=Lost(), a=row())

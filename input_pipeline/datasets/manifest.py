@@ -118,6 +118,7 @@ def _read(path: str, modalities: Sequence[str]) -> list[Row]:
             "it needs train, and either test or both query and gallery"
         )
     _check_distinct(path, rows)
+    _check_strangers(path, rows)
     return sorted(rows, key=lambda row: tuple(row.paths.values()))
 
 
@@ -152,6 +153,19 @@ def _check_distinct(path: str, rows: list[Row]) -> None:
                 if (row.pid, row.camid) != (other.pid, other.camid):
                     tables.fail(path, row.line, f"{key[0]} {key[1]!r} has another pid or camid on line {other.line}")
             seen[key].append(row)
+
+
+def _check_strangers(path: str, rows: list[Row]) -> None:
+    """Who is tested must not be known from training: a score of learned people says nothing of others."""
+    trained = {row.pid: row.line for row in rows if row.split == "train"}
+    for row in rows:
+        if row.split != "train" and row.pid in trained:
+            tables.fail(
+                path,
+                row.line,
+                f"pid {row.pid!r} is in split {row.split}, and on line {trained[row.pid]} in train; "
+                "keep each identity on one side",
+            )
 
 
 def _number_pids(rows: list[Row]) -> dict[str, int]:

@@ -11,8 +11,6 @@ Pairs are the rows of the split that have the picture and a caption of it that s
 token by token, are one: a picture searches the captions that differ for its own, a caption searches the pictures for
 any that it describes, of which the best ranked counts. The higher dot product ranks first, and of equal ones the
 candidate that comes first in the split.
-
-Every picture and caption is encoded once per evaluation, whatever the number of rows.
 """
 
 import functools
@@ -20,27 +18,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
-from jax_mmreid.batch import Data, DataError
+from jax_mmreid.batch import Data, DataError, says
 from jax_mmreid.config import ConfigError
-from jax_mmreid.encoding import (
-    TEXT,
-    Level,
-    check_described,
-    check_keys,
-    check_vectors,
-    described,
-    embed,
-    encode,
-)
-from jax_mmreid.methods import Method
+from jax_mmreid.encoding import TEXT, Encoder, Use, check_described, check_keys, check_vectors
+from jax_mmreid.metrics import ranking, search
 
 COLUMNS = {"R@1": "rank1", "R@5": "rank5", "R@10": "rank10", "median rank": "median_rank", "chance": "chance"}
 PLAIN = ("median_rank",)
 DIRECTIONS = ("image_to_text", "text_to_image")
 RANKS = (1, 5, 10)
-BLOCK = 1 << 22  # scores compared at once; a block takes about 20 bytes a score
 
 
 class Pairs(NamedTuple):
@@ -61,9 +48,12 @@ def check(name: str, row: dict, data: Data) -> None:
     check_described(where, row["split"], row["modality"], data)
 
 
-def run(
-    rows: Mapping[str, dict], *, method: Method, variables: dict, data: Data, mesh: Mesh, mean: Level, std: Level
-) -> dict[str, dict]:
+def uses(row: dict) -> list[tuple[str, Use]]:
+    """What the row reads of which split."""
+    return [(row["split"], _uses(row["modality"]))]
+
+
+def run(rows: Mapping[str, dict], encoder: Encoder) -> dict[str, dict]:
     """{row name: {"rank1", "rank5", "rank10", "median_rank", "chance", "pictures", "captions", "left_out", "protocol",
     "feature"}}.
 
@@ -74,12 +64,11 @@ def run(
 
     @functools.cache
     def pairs(split: str, modality: str) -> Pairs:
-        batches = described(data.split(split), modality, text=True)
-        encoded = encode(method, variables, batches, mesh, mean=mean, std=std, columns=("caption",))
-        there, told = encoded.present[modality], encoded.present[TEXT]
+        ids, there = encoder.captions(split, modality), encoder.split(split).present[modality]
+        told = says(ids)
         kept = np.flatnonzero(there & told)
-        first, which = _distinct(encoded.columns["caption"][kept])
-        pictures, captions = (embed(method, variables, encoded, (use,), mesh)[kept] for use in (modality, TEXT))
+        first, which = _distinct(ids[kept])
+        pictures, captions = (encoder.vectors(split, (use,), {})[kept] for use in _uses(modality))
         return Pairs(pictures, captions[first], which, int(np.sum(there & ~told)))
 
     results = {}
@@ -88,7 +77,7 @@ def run(
             found = pairs(row["split"], row["modality"])
         except ValueError as error:  # what the split does not say, or the method cannot make a vector of
             raise ConfigError(f"evals.{name}: {error}") from error
-        results[name] = _measure(name, row, found)
+        results[name] = _measure(name, row, found, encoder)
     return results
 
 
@@ -98,16 +87,22 @@ def note(row: dict, result: dict) -> str:
     return f"leaves out {left_out} pictures, of which nothing is said." if left_out else ""
 
 
-def _measure(name: str, row: dict, pairs: Pairs) -> dict:
+def _uses(modality: str) -> Use:
+    return modality, f"{TEXT}/{modality}"
+
+
+def _measure(name: str, row: dict, pairs: Pairs, encoder: Encoder) -> dict:
     split, modality = row["split"], row["modality"]
     if not len(pairs.which):
         raise DataError(f"evals.{name}: no picture of {modality} in split {split!r} has a caption of it")
     check_vectors(f"evals.{name}", pairs.pictures, pairs.captions)
-    pictures, captions = (pairs.pictures, pairs.which), (pairs.captions, np.arange(len(pairs.captions)))
-    if row["direction"] == "image_to_text":
-        ranks, feature = best_ranks(*pictures, *captions), f"{modality}>{TEXT}"
-    else:
-        ranks, feature = best_ranks(*captions, *pictures), f"{TEXT}>{modality}"
+    sides = (pairs.pictures, pairs.which), (pairs.captions, np.arange(len(pairs.captions)))
+    names = row["modality"], TEXT
+    if row["direction"] == "text_to_image":
+        sides, names = sides[::-1], names[::-1]
+    (queries, own), (candidates, keys) = sides
+    sought = ranking.relevance("none", {"pid": own}, {"pid": keys})
+    ranks = search.ranks(queries, candidates, sought, encoder.mesh).first
     return {
         **{f"rank{r}": float(np.mean(ranks <= r)) for r in RANKS},
         "median_rank": float(np.median(ranks)),
@@ -116,27 +111,8 @@ def _measure(name: str, row: dict, pairs: Pairs) -> dict:
         "captions": len(pairs.captions),
         "left_out": pairs.left_out,
         "protocol": f"split {split}, {row['direction'].replace('_', ' ')}",
-        "feature": feature,
+        "feature": ">".join(names),
     }
-
-
-def best_ranks(
-    queries: np.ndarray, query_keys: np.ndarray, candidates: np.ndarray, candidate_keys: np.ndarray
-) -> np.ndarray:
-    """The rank [Q] from 1 of the best candidate of each query's own key, by dot product, then by index.
-
-    queries [Q,D], candidates [G,D] and their keys [Q] and [G]; every query's key is some candidate's.
-    """
-    step, index = max(1, BLOCK // len(candidates)), np.arange(len(candidates))
-    ranks = []
-    for start in range(0, len(queries), step):
-        scores = queries[start : start + step] @ candidates.T
-        own = query_keys[start : start + step, None] == candidate_keys
-        best = np.where(own, scores, -np.inf).argmax(axis=1)[:, None]  # the first of equal ones
-        score = np.take_along_axis(scores, best, axis=1)
-        ahead = (scores > score) | ((scores == score) & (index < best))
-        ranks.append(1 + ahead.sum(axis=1))
-    return np.concatenate(ranks)
 
 
 def _distinct(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,5 @@
 """Retrieval: rank a gallery for every query, with the modalities that each side's row allows it to use.
 
-Every picture and caption is encoded once per evaluation, whatever the number of rows; a row then embeds, and
-embeddings that two rows share are made once.
-
     row = dict(
         query=dict(split="query", use=("ir", "text")),  # "text": the captions of the split
         gallery=dict(split="gallery", use=("rgb",), draw=dict(cameras=(1, 2, 4, 5), shots=1)),
@@ -14,35 +11,26 @@ embeddings that two rows share are made once.
     )
 
 A gallery without `draw` is its whole split. With it, trial i = 0..trials-1 searches the rows
-`data.draw(split, **draw, trial=i)`, and every number of the result is the mean over trials. Distances to the whole
-split are computed once for all of them.
+`data.draw(split, **draw, trial=i)`, and every number of the result is the mean over trials.
 
 A row of a split has what its side uses if it has a picture of at least one of the modalities in `use`, and its text if
 "text" is there: ("ir", "text") needs both. What is skipped is skipped after a draw, and counted in the whole split.
 """
 
-import dataclasses
-import functools
 import logging
 from collections.abc import Iterator, Mapping
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jax_mmreid.batch import Data, DataError
 from jax_mmreid.config import ConfigError
-from jax_mmreid.encoding import TEXT, Encoded, Level, check_keys, check_split, check_text, embed, encode
-from jax_mmreid.methods import Method
-from jax_mmreid.metrics import ranking
-from jax_mmreid.ops import distance
+from jax_mmreid.encoding import TEXT, Encoder, Use, check_keys, check_split, check_text
+from jax_mmreid.metrics import ranking, search
 
 log = logging.getLogger(__name__)
-_squared = jax.jit(distance.squared)
 
 COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
 PLAIN = ()
-NUMBERS = ("pid", "camid", "view")  # what a rule may compare
 SIDES = ("query", "gallery")
 DEFAULTS = dict(kind="retrieval", trials=1, cmc="picture", options={}, incomplete="error")
 CHOICES = dict(junk=ranking.JUNK_RULES, cmc=("picture", "identity"), incomplete=("error", "skip"))
@@ -82,32 +70,26 @@ def _check_side(where: str, side: dict, data: Data) -> None:
         check_text(where, side["split"], data, "take 'text' out of `use`")
 
 
-def run(
-    rows: Mapping[str, dict], *, method: Method, variables: dict, data: Data, mesh: Mesh, mean: Level, std: Level
-) -> dict[str, dict]:
-    """{row name: {"mAP", "mINP", "rank1", "rank5", "rank10", "rank20", "protocol", "feature"}}.
+def uses(row: dict) -> list[tuple[str, Use]]:
+    """What the row reads of which split."""
+    return [(row[key]["split"], tuple(row[key]["use"])) for key in SIDES]
+
+
+def run(rows: Mapping[str, dict], encoder: Encoder) -> dict[str, dict]:
+    """{row name: {the METRICS of metrics.ranking, "protocol", "feature"}}.
 
     A row that draws adds "trials", their number; one that skips what is incomplete adds "skipped", {"query": n,
     "gallery": n}; `check` has seen that no other needs to. Raises ConfigError for a row that the method cannot do,
     DataError where nothing can match.
     """
-    rows = {name: DEFAULTS | row for name, row in rows.items()}
-    methods = {name: _changed(name, method, row["options"]) for name, row in rows.items()}
-    splits = sorted({row[side]["split"] for row in rows.values() for side in SIDES})
-    settings = dict(mean=mean, std=std, columns=NUMBERS)
-    encoded = {name: encode(method, variables, data.split(name), mesh, **settings) for name in splits}
-
-    @functools.cache
-    def embedded(method: Method, split: str, use: tuple[str, ...]) -> np.ndarray:
-        return embed(method, variables, encoded[split], use, mesh)
-
     results = {}
     for name, row in rows.items():
+        row = DEFAULTS | row
         try:
-            vectors = [embedded(methods[name], row[key]["split"], tuple(row[key]["use"])) for key in SIDES]
+            vectors = [encoder.vectors(split, use, row["options"]) for split, use in uses(row)]
         except ValueError as error:  # what the method cannot make a vector of
             raise ConfigError(f"evals.{name}: {error}") from error
-        results[name] = _measure(name, row, vectors, [encoded[row[key]["split"]] for key in SIDES], data)
+        results[name] = _measure(name, row, vectors, encoder)
     return results
 
 
@@ -121,22 +103,19 @@ def note(row: dict, result: dict) -> str:
     return f"leaves out {counts}, which have {lack} that it uses."
 
 
-def _changed(name: str, method: Method, options: dict) -> Method:
-    try:
-        return dataclasses.replace(method, **options)
-    except TypeError as error:
-        raise ConfigError(f"evals.{name}: options={options} do not fit the method: {error}") from error
-
-
-def _measure(name: str, row: dict, vectors: list[np.ndarray], splits: list[Encoded], data: Data) -> dict:
+def _measure(name: str, row: dict, vectors: list[np.ndarray], encoder: Encoder) -> dict:
     """The result of a row, from the vectors [n,D] of its query split and of its gallery split."""
+    splits = [encoder.split(row[key]["split"]) for key in SIDES]
     queries, candidates = (_complete(row[key], split.present) for key, split in zip(SIDES, splits))
-    query, gallery = (split.columns for split in splits)
-    query = _take(query, queries)
-    dist = jax.device_get(_squared(*jax.device_put((vectors[0][queries], vectors[1]))))
-    trials = [
-        _rank(name, row, dist[:, drawn], query, _take(gallery, drawn)) for drawn in _galleries(row, candidates, data)
-    ]
+    trials = []
+    for drawn in _galleries(row, candidates, encoder.data):
+        query, gallery = (_take(split.columns, kept) for split, kept in zip(splits, (queries, drawn)))
+        try:
+            sought = ranking.relevance(row["junk"], query, gallery)
+            sides = vectors[0][queries], vectors[1][drawn], sought, encoder.mesh
+            trials.append(search.rank(*sides, by_identity=row["cmc"] == "identity"))
+        except ValueError as error:
+            raise DataError(f"evals.{name}: {error}") from error
     result = {key: float(np.mean([scores[key] for scores in trials])) for key in ranking.METRICS}
     result |= {"protocol": _protocol(row), "feature": _feature(row)}
     if "draw" in row["gallery"]:
@@ -158,16 +137,6 @@ def _galleries(row: dict, complete: np.ndarray, data: Data) -> Iterator[np.ndarr
     for trial in range(row["trials"]):
         drawn = data.draw(side["split"], **side["draw"], trial=trial)
         yield drawn[complete[drawn]]
-
-
-def _rank(name: str, row: dict, dist: np.ndarray, query: dict, gallery: dict) -> dict:
-    """What `ranking.rank` says of dist [Q,G] under the row's rules."""
-    match = query["pid"][:, None] == gallery["pid"][None, :]
-    identities = gallery["pid"] if row["cmc"] == "identity" else None
-    try:
-        return ranking.rank(dist, match, ranking.junk_mask(row["junk"], query, gallery), identities)
-    except ValueError as error:
-        raise DataError(f"evals.{name}: {error}") from error
 
 
 def _take(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -13,26 +13,13 @@ says a key if the key's token ids stand in it, one after the other. Pictures who
 keys are left out and counted. Of equal dot products the class that comes first is taken (a ConfigDict sorts the keys).
 """
 
-import functools
 from collections.abc import Mapping
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jax_mmreid.batch import Data, DataError, says
 from jax_mmreid.config import ConfigError
-from jax_mmreid.encoding import (
-    TEXT,
-    Level,
-    check_described,
-    check_keys,
-    check_vectors,
-    described,
-    embed,
-    encode,
-)
-from jax_mmreid.methods import Method
+from jax_mmreid.encoding import TEXT, Encoder, Use, check_described, check_keys, check_vectors
 
 COLUMNS = {"accuracy": "accuracy", "balanced": "balanced", "chance": "chance"}
 PLAIN = ()
@@ -55,40 +42,30 @@ def check(name: str, row: dict, data: Data) -> None:
         raise ConfigError(f"{where}: classes has {empty[0]!r}, which says nothing")
 
 
-def run(
-    rows: Mapping[str, dict], *, method: Method, variables: dict, data: Data, mesh: Mesh, mean: Level, std: Level
-) -> dict[str, dict]:
+def uses(row: dict) -> list[tuple[str, Use]]:
+    """What the row reads of which split; captions are compared as ids."""
+    return [(row["split"], (row["modality"],))]
+
+
+def run(rows: Mapping[str, dict], encoder: Encoder) -> dict[str, dict]:
     """{row name: {"accuracy", "balanced", "chance", "pictures", "left_out", "protocol", "feature"}}.
 
     "balanced" is the mean recall of the classes that occur, "chance" 1 / number of classes; "pictures" counts those
     that are classified. Raises ConfigError for a row that the method cannot do, DataError where no picture is left or
     a vector is not finite.
     """
-    settings = dict(mean=mean, std=std)
-
-    @functools.cache
-    def pictures(split: str, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors [P,D] of the pictures that are there, and their captions [P,L]."""
-        batches = described(data.split(split), modality, text=False)
-        encoded = encode(method, variables, batches, mesh, columns=("caption",), **settings)
-        there = encoded.present[modality]
-        return embed(method, variables, encoded, (modality,), mesh)[there], encoded.columns["caption"][there]
-
-    def sentences(row: dict) -> np.ndarray:
-        """Vectors [C,D] of the sentences of a row."""
-        batch = _sentences(data.tokenise(list(row["classes"].values())), row["modality"], mesh)
-        encoded = encode(method, variables, [batch], mesh, **settings)
-        return embed(method, variables, encoded, (TEXT,), mesh)
-
-    results = {}
+    tokenise, results = encoder.data.tokenise, {}
     for name, row in rows.items():
+        split, modality = row["split"], row["modality"]
         try:
-            vectors, captions = pictures(row["split"], row["modality"])
-            classes = sentences(row)
+            captions = encoder.captions(split, modality)
+            pictures = encoder.vectors(split, (modality,), {})
+            classes = encoder.sentences(tokenise(list(row["classes"].values())), modality)
         except ValueError as error:  # what the split does not say, or the method cannot make a vector of
             raise ConfigError(f"evals.{name}: {error}") from error
-        said = mentions(captions, data.tokenise(list(row["classes"])))
-        results[name] = _measure(name, row, vectors, classes, said)
+        there = encoder.split(split).present[modality]
+        said = mentions(captions[there], tokenise(list(row["classes"])))
+        results[name] = _measure(name, row, pictures[there], classes, said)
     return results
 
 
@@ -134,15 +111,3 @@ def mentions(captions: np.ndarray, keys: np.ndarray) -> np.ndarray:
             windows = np.lib.stride_tricks.sliding_window_view(captions, len(words), axis=1)  # [n, L-k+1, k]
             said[:, c] = (windows == words).all(axis=2).any(axis=1)
     return said
-
-
-def _sentences(ids: np.ndarray, modality: str, mesh: Mesh) -> dict:
-    """A batch without pictures of the sentences ids [C,L]; this process's rows of it, padded to fit the mesh."""
-    count, over = len(ids), mesh.shape["data"]
-    rows = -(-count // over) * over
-    ids = np.pad(ids, ((0, rows - count), (0, 0)), mode="edge")
-    batch = {"text": {modality: ids}, "present": {TEXT: says(ids)}, "valid": np.arange(rows) < count}
-    batch |= {name: np.zeros(rows, np.int32) for name in ("pid", "camid", "view", "index")}
-    each = rows // jax.process_count()
-    own = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
-    return {"images": {}} | jax.tree.map(lambda x: x[own], batch)

@@ -38,8 +38,21 @@ class Method(Protocol):
     def encode(self, variables: dict, batch: Batch) -> Features:
         """Runs every tower once on what the batch has."""
 
+    def completer(self, use: tuple[str, ...]) -> "Method | None":
+        """The method whose `complete` makes what stands in for missing pictures in `embed` of `use`; None for none.
+
+        Equal ones make the same, so that it is made once.
+        """
+
+    def complete(self, variables: dict, features: Features, use: tuple[str, ...]) -> Features:
+        """The features of `encode` and, by a tower, what stands in for what is missing or not in `use` (static)."""
+
     def embed(self, variables: dict, features: Features, use: tuple[str, ...]) -> Array:
-        """Unit retrieval vectors [B,D] from the modalities in `use` (static) that each sample has."""
+        """Unit retrieval vectors [B,D] from the modalities in `use` (static) that each sample has.
+
+        "text" is everything that is said, "text/rgb" what is said of the RGB picture. Features are those of `encode`,
+        or of `complete` for the same `use`. Raises ValueError for a `use` without a vector.
+        """
 
     def published_cost(self, image_size: tuple[int, int]) -> dict[str, int]:
         """What the publication's complexity figures count: {path in the parameter tree: multiply-adds}.

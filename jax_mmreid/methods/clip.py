@@ -97,13 +97,16 @@ class CLIP:
             features["text"][m], features["said"][m] = self._sentences(params, ids), says(ids)
         return features
 
+    def completer(self, use: tuple[str, ...]) -> None:
+        """None: nothing stands in for a missing picture."""
+
     def embed(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
         """The mean of unit features of what each row has of `use`, at unit length: [B,D].
 
         Pictures and "text" live in one space, so any of them go together. Raises ValueError where there is none.
         """
         kinds = [("feats", "there", m) for m in use if m in features["feats"]]
-        kinds += [("text", "said", m) for m in features["text"] if "text" in use]
+        kinds += [("text", "said", m) for m in features["text"] if {"text", f"text/{m}"} & set(use)]
         if not kinds:
             raise ValueError(f"clip: the split has none of {'+'.join(use)}")
         parts = [masked.blank(masked.unit(features[x][m]), features[mask][m]) for x, mask, m in kinds]

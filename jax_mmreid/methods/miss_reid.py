@@ -202,24 +202,32 @@ class MissReID:
             features["blank"] = projected[:, 0]
         return features
 
+    def completer(self, use: tuple[str, ...]) -> "MissReID | None":
+        """Of a part of the modalities f~ is the same whether it completes f or stands alone."""
+        if not self._completes:
+            return None
+        return self if set(self.modalities) <= set(use) else dataclasses.replace(self, completion="text")
+
+    def complete(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> dict[str, Array]:
+        """The features and text [B,M,D], f~ of the modalities that `embed` needs it of, zeros of the others."""
+        filled = self._filled(features, use)
+        s = masked.mean(features["structure"], self._available(features, use)[..., None], axis=1)
+        return features | {"text": self.language.complete(variables["params"], s, filled.any(axis=0))}
+
     def embed(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> Array:
         """f of the used modalities, f~ or a zero block for the others, concatenated and normalised: [B,M*D].
 
         With completion "alone", f~ of what is missing and zero blocks for f; of a row that misses nothing, f~ of all.
         """
-        params = variables["params"]
-        available = features["present"] & jnp.array([m in use for m in self.modalities])
-        parts = features["feats"]
+        parts, filled = features["feats"], self._filled(features, use)
         fill = jnp.zeros_like(parts)
         if self._completes:
-            s = masked.mean(features["structure"], available[..., None], axis=1)
+            fill = (features if "text" in features else self.complete(variables, features, use))["text"]
             if self.completion == "alone":
-                available &= ~available.all(axis=1, keepdims=True)
                 parts = jnp.zeros_like(parts)
-            fill = self.language.complete(params, s, ~available.all(axis=0))
         elif self.missing_fill == "encode_zero_image":
             fill = jnp.broadcast_to(features["blank"][:, None], parts.shape)
-        parts = jnp.where(available[..., None], parts, fill)
+        parts = jnp.where(filled[..., None], fill, parts)
         if self.part_norm:
             parts = masked.unit(parts)
         return masked.unit(parts.reshape(len(parts), -1))
@@ -244,6 +252,17 @@ class MissReID:
             "prompts": 0,
             "heads": 0,
         }
+
+    def _available(self, features: dict[str, Array], use: tuple[str, ...]) -> Array:
+        """[B,M], the pictures that are there and used."""
+        return features["present"] & jnp.array([m in use for m in self.modalities])
+
+    def _filled(self, features: dict[str, Array], use: tuple[str, ...]) -> Array:
+        """[B,M], the places where something else stands for a picture."""
+        available = self._available(features, use)
+        if self._completes and self.completion == "alone":
+            available &= ~available.all(axis=1, keepdims=True)
+        return ~available
 
     @property
     def _completes(self) -> bool:

@@ -156,6 +156,9 @@ class TVILFM:
             features["text"] = self._texts(params, batch)
         return features
 
+    def completer(self, use: tuple[str, ...]) -> None:
+        """None: nothing stands in for a missing picture."""
+
     def embed(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
         """Unit vectors [B,D] of a picture ("rgb" or "ir"), a caption ("text"), or the fusion ("ir", "text").
 
@@ -163,9 +166,9 @@ class TVILFM:
         """
         if use in (("rgb",), ("ir",)):
             return self._unit(variables, features[self.neck][use[0]])
-        if self.neck == "backup" or set(use) not in ({"text"}, {"ir", "text"}):
+        if self.neck == "backup" or set(use) not in ({"text"}, {"text/rgb"}, {"ir", "text"}):
             raise ValueError(f"tvi_lfm: the {self.neck} neck has no vector of {'+'.join(use)}")
-        if use == ("text",):
+        if "ir" not in use:
             return self._unit(variables, features["text"]["rgb"])
         parts = [self._fuse(features["live"]["ir"], features["text"])]
         if self.ensemble:

@@ -1,99 +1,199 @@
-"""Retrieval metrics of a distance matrix: CMC, mAP (Zheng et al., 2015) and mINP (Ye et al., 2021), in numpy.
+"""Retrieval metrics from ranks: CMC, mAP (Zheng et al., 2015), mINP (Ye et al., 2021), and TPR at a given FPR.
 
     AP = mean over the hits of (hits so far / rank),    INP = hits / rank of the last hit
 
-Ranks count the gallery rows that are not junk for the query. Equal distances rank by gallery index.
+Ranks count the gallery rows that are not junk for the query. **Equal distances rank by gallery index**, the lower one
+first. A query without a match that is not junk is left out of every number.
+
+TPR at FPR x looks at pairs instead of ranks: of all pairs that are neither matches nor junk, the k = floor(x * pairs)
+nearest may be taken for matches; TPR is the share of true matches nearer than the next one. So no more than k such
+pairs pass, ties included, and no interpolation is done.
+
+This file ranks distances that are given, in numpy; `search` computes them on devices and ranks there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 MAX_RANK = 50
 RANKS = (1, 5, 10, 20)  # of the CMC that have a name of their own in a result
-METRICS = ("mAP", "mINP", *(f"rank{r}" for r in RANKS))
+FPRS = {"TPR@1e-2": 100, "TPR@1e-3": 1_000, "TPR@1e-4": 10_000}  # {metric: one in how many pairs may pass}
+METRICS = ("mAP", "mINP", *(f"rank{r}" for r in RANKS), *FPRS)
 # A gallery row is junk for a query if it agrees with it in all of these columns.
-SAME = {"none": (), "same_camera": ("pid", "camid"), "same_view": ("pid", "view")}
+SAME = {"same_camera": ("pid", "camid"), "same_view": ("pid", "view")}
 # SYSU-MM01's cameras 3 (infrared) and 2 (visible) stand in one place: to a query of 3, all of 2 is junk.
 SYSU_QUERY, SYSU_HIDDEN = 3, 2
-JUNK_RULES = (*SAME, "sysu_cameras")
-# Entries ranked at once; a block takes about 80 bytes an entry.
-BLOCK = 1 << 22
+JUNK_RULES = ("none", *SAME, "sysu_cameras")
 
 
-def junk_mask(rule: str, query: Mapping[str, np.ndarray], gallery: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[Q,G] bool, the gallery rows that `rule` of `JUNK_RULES` hides from each query.
+class Relevance(NamedTuple):
+    """Whom a query seeks and what is hidden from it, as one int32 each for query rows [Q] and gallery rows [G].
 
-    query and gallery map pid, and what else the rule compares, to columns [Q] and [G]. Raises ValueError for an
-    unknown rule or a missing column.
+    A gallery row is a match where `pid` is equal, and junk where `junk` is. Numbers of pid are 0..I-1.
+    """
+
+    query_pid: np.ndarray
+    gallery_pid: np.ndarray
+    query_junk: np.ndarray
+    gallery_junk: np.ndarray
+
+
+class Ranks(NamedTuple):
+    """Where queries find what they seek."""
+
+    hits: np.ndarray  # [Q,P] int64, the ranks of a query's matches from 1, ascending, then zeros
+    first: np.ndarray  # [Q] int64, the rank of the first hit in the CMC; 0 without a match
+
+
+def relevance(rule: str, query: Mapping[str, np.ndarray], gallery: Mapping[str, np.ndarray]) -> Relevance:
+    """Reads columns pid, and what else `rule` of `JUNK_RULES` compares, of queries [Q] and gallery rows [G].
+
+    Raises ValueError for an unknown rule or a missing column.
     """
     if rule not in JUNK_RULES:
         raise ValueError(f"junk: no rule {rule!r}; there are {', '.join(JUNK_RULES)}")
-    columns = SAME.get(rule, ("camid",))
-    for name in columns:
+    for name in ("pid", *SAME.get(rule, ("camid",) if rule == "sysu_cameras" else ())):
         if name not in query or name not in gallery:
             raise ValueError(f"junk: rule {rule!r} needs the column {name!r} on both sides")
-    if rule == "sysu_cameras":
-        return (np.asarray(query["camid"]) == SYSU_QUERY)[:, None] & (np.asarray(gallery["camid"]) == SYSU_HIDDEN)
-    mask = np.full((len(query["pid"]), len(gallery["pid"])), bool(columns))
-    for name in columns:
-        mask &= np.asarray(query[name])[:, None] == np.asarray(gallery[name])[None, :]
-    return mask
+    sizes = len(query["pid"]), len(gallery["pid"])
+    if rule == "none":
+        junk = np.zeros(sizes[0]), np.ones(sizes[1])
+    elif rule == "sysu_cameras":
+        hidden = np.asarray(gallery["camid"]) == SYSU_HIDDEN
+        junk = np.asarray(query["camid"]) == SYSU_QUERY, np.where(hidden, 1, 2)
+    else:
+        junk = _numbered(*(np.stack([side[name] for name in SAME[rule]], axis=1) for side in (query, gallery)))
+    pids = _numbered(*(np.asarray(side["pid"])[:, None] for side in (query, gallery)))
+    return Relevance(*(x.astype(np.int32) for x in (*pids, *junk)))
 
 
-def rank(dist: np.ndarray, match: np.ndarray, junk: np.ndarray, identities: np.ndarray | None = None) -> dict:
-    """Metrics of dist [Q,G], where match [Q,G] marks the query's identity and junk [Q,G] what to leave out.
+def _numbered(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [Q,c] and [G,c] as numbers 0.., alike where all columns are."""
+    _, numbers = np.unique(np.concatenate([query, gallery]), axis=0, return_inverse=True)
+    numbers = numbers.reshape(-1)
+    return numbers[: len(query)], numbers[len(query) :]
 
-    Returns, over the queries that have a match left, the means `mAP`, `mINP`, `rank1`, `rank5`, `rank10`, `rank20` as
-    fractions and `cmc` [50] (entry r-1 is rank r; past the gallery's end the last value repeats), and
-    `num_valid`, the number of those queries. With `identities` [G] the CMC and its ranks count identities: of every
-    identity only the best row that is not junk has a rank. `mAP` and `mINP` count rows either way. Raises ValueError
-    if the shapes differ, a distance is NaN, or no query has a match.
+
+def positives(rows: Relevance) -> tuple[np.ndarray, np.ndarray]:
+    """The matches that are not junk: gallery rows [Q,P] int32, ascending, then -1; and how many there are, [Q].
+
+    Raises ValueError if no query has one.
     """
-    if dist.ndim != 2 or not dist.shape == match.shape == junk.shape:
-        raise ValueError(f"ranking: dist {dist.shape}, match {match.shape}, junk {junk.shape} must be one [Q,G]")
-    if identities is not None and identities.shape != dist.shape[1:]:
-        raise ValueError(f"ranking: identities {identities.shape} must be the [G] of dist {dist.shape}")
-    if np.isnan(dist).any():
-        raise ValueError("ranking: dist has NaN; the features of a query or gallery row are not finite")
-    queries = np.flatnonzero((match & ~junk).any(axis=1))
-    if len(queries) == 0:
+    order = np.argsort(rows.gallery_pid, kind="stable")
+    sorted_pid = rows.gallery_pid[order]
+    start, stop = (np.searchsorted(sorted_pid, rows.query_pid, side) for side in ("left", "right"))
+    place = start[:, None] + np.arange(np.max(stop - start, initial=0))
+    there = place < stop[:, None]
+    found = np.where(there, order[np.minimum(place, len(order) - 1)], -1)
+    there &= rows.gallery_junk[found] != rows.query_junk[:, None]
+    count = there.sum(axis=1)
+    if not count.any():
         raise ValueError("ranking: no query has a match in the gallery; check the split and the junk rule")
-    step = max(1, BLOCK // dist.shape[1])
-    blocks = [queries[i : i + step] for i in range(0, len(queries), step)]
-    ap, inp, first = np.concatenate([_rank_block(dist[b], match[b], junk[b], identities) for b in blocks], axis=1)
-    cmc = np.array([np.mean(first <= r) for r in range(1, MAX_RANK + 1)])
+    # Moves what is there to the front, in its order.
+    front = np.argsort(~there, axis=1, kind="stable")[:, : count.max()]
+    found = np.where(np.take_along_axis(there, front, axis=1), np.take_along_axis(found, front, axis=1), -1)
+    return found.astype(np.int32), count
+
+
+def strangers(rows: Relevance, count: np.ndarray) -> int:
+    """How many pairs are neither matches nor junk, of the queries with a match; `count` is that of `positives`."""
+    junk = np.sort(rows.gallery_junk)
+    hidden = np.searchsorted(junk, rows.query_junk, "right") - np.searchsorted(junk, rows.query_junk, "left")
+    return int(np.sum(len(junk) - hidden - count, where=count > 0))
+
+
+def rank(dist: np.ndarray | Iterable[np.ndarray], rows: Relevance, *, by_identity: bool = False) -> dict:
+    """Metrics of distances [Q,G], or of blocks [b,G] of them in the order of the queries, each used once.
+
+    Returns `METRICS` as fractions, `cmc` [50] (entry r-1 is rank r; past the gallery's end the last value repeats), and
+    `num_valid`, the number of queries with a match. With `by_identity` the CMC and its ranks count identities: of every
+    identity only the best row that is not junk has a rank; all else counts rows either way. Raises ValueError if the
+    shapes differ, a distance is NaN, or no query has a match.
+    """
+    Q, G = len(rows.query_pid), len(rows.gallery_pid)
+    found, count = positives(rows)
+    hits, first = np.zeros(found.shape, np.int64), np.zeros(Q, np.int64)
+    nearest, matched, done = _Nearest(strangers(rows, count)), [], 0
+    for block in [dist] if isinstance(dist, np.ndarray) else dist:
+        if block.ndim != 2 or block.shape[1] != G or done + len(block) > Q:
+            raise ValueError(f"ranking: dist has {block.shape} from row {done} on, expected rows of ({Q}, {G})")
+        if np.isnan(block).any():
+            raise ValueError("ranking: dist has NaN; the features of a query or gallery row are not finite")
+        for q, row in enumerate(block, done):
+            if count[q]:
+                own, kept = found[q, : count[q]], rows.gallery_junk != rows.query_junk[q]
+                hits[q, : count[q]], first[q] = _rank_row(row, own, kept, rows.gallery_pid if by_identity else None)
+                nearest.add(row[kept & (rows.gallery_pid != rows.query_pid[q])])
+                matched.append(row[own])
+        done += len(block)
+    if done < Q:
+        raise ValueError(f"ranking: dist has {done} rows, expected ({Q}, {G})")
+    matched = np.concatenate(matched)
+    tprs = {name: nearest.share(matched, one_in) for name, one_in in FPRS.items()}
+    return scores(Ranks(hits, first)) | tprs
+
+
+def scores(ranks: Ranks) -> dict:
+    """mAP, mINP, the CMC and its named ranks of queries with a match, and their number."""
+    valid = ranks.first > 0
+    hits = ranks.hits[valid]
+    count = np.count_nonzero(hits, axis=1)
+    precision = np.arange(1, hits.shape[1] + 1) / np.maximum(hits, 1)
+    cmc = np.array([np.mean(ranks.first[valid] <= r) for r in range(1, MAX_RANK + 1)])
     return {
-        "mAP": float(np.mean(ap)),
-        "mINP": float(np.mean(inp)),
+        "mAP": float(np.mean(np.sum(precision, axis=1, where=hits > 0) / count)),
+        "mINP": float(np.mean(count / hits.max(axis=1))),
         **{f"rank{r}": float(cmc[r - 1]) for r in RANKS},
         "cmc": cmc,
-        "num_valid": len(queries),
+        "num_valid": int(valid.sum()),
     }
 
 
-def _rank_block(dist: np.ndarray, match: np.ndarray, junk: np.ndarray, identities: np.ndarray | None) -> np.ndarray:
-    """AP, INP and rank of the first hit, [3,Q] float64, of queries that each have a hit."""
-    order = np.argsort(dist, axis=1, kind="stable")
-    kept = ~np.take_along_axis(junk, order, axis=1)
-    hit = np.take_along_axis(match, order, axis=1) & kept
-    place = np.cumsum(kept, axis=1)  # rank among the kept rows, 0 before the first
-    found = np.cumsum(hit, axis=1)
-    total = found[:, -1]
-    ap = np.sum(found / np.maximum(place, 1), axis=1, where=hit) / total
-    last = np.max(place, axis=1, where=hit, initial=0)
-    first = np.min(place, axis=1, where=hit, initial=dist.shape[1])
-    if identities is not None:
-        # Own rows come after every identity whose best row is ahead of the first hit.
-        best = _best_places(np.where(kept, place, dist.shape[1] + 1), order, identities)
-        first = 1 + np.sum(best < first[:, None], axis=1)
-    return np.stack([ap, total / last, first])
+def _rank_row(dist: np.ndarray, own: np.ndarray, kept: np.ndarray, pids: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Ranks, ascending, of the rows `own` [P] of dist [G] among those `kept` [G]; and that of the first hit.
+
+    Sorting values and looking up a few is many times faster than sorting indices. With `pids` [G] the rank of the first
+    hit counts identities: own rows come after every identity whose best row is ahead of it.
+    """
+    values = np.sort(dist[kept])
+    ahead, upto = (np.searchsorted(values, dist[own], side) for side in ("left", "right"))
+    if (upto - ahead > 1).any():  # equal distances: the order of the indices decides
+        candidates = np.flatnonzero(kept)
+        place = np.empty(len(candidates), np.int64)
+        place[np.argsort(dist[candidates], kind="stable")] = np.arange(len(candidates))
+        ahead = place[np.searchsorted(candidates, own)]
+    first = 1 + ahead.min()
+    if pids is not None:
+        best = own[ahead.argmin()]
+        closer = dist < dist[best]
+        closer[:best] |= dist[:best] == dist[best]
+        first = 1 + np.count_nonzero(np.bincount(pids[kept & closer]))
+    return np.sort(ahead) + 1, first
 
 
-def _best_places(place: np.ndarray, order: np.ndarray, identities: np.ndarray) -> np.ndarray:
-    """The least of the places [Q,G], given in ranked order [Q,G], that each of I identities [G] has: [Q,I]."""
-    by_row = np.empty_like(place)
-    np.put_along_axis(by_row, order, place, axis=1)
-    grouped = np.argsort(identities, kind="stable")
-    _, starts = np.unique(identities[grouped], return_index=True)
-    return np.minimum.reduceat(by_row[:, grouped], starts, axis=1)
+class _Nearest:
+    """Of distances that arrive bit by bit, `total` in all, as many of the smallest as TPRs ask for."""
+
+    def __init__(self, total: int):
+        self.total, self.size = total, total // min(FPRS.values()) + 1
+        self.parts, self.waiting, self.limit = [], 0, np.inf
+
+    def add(self, dist: np.ndarray) -> None:
+        self.parts.append(dist[dist <= self.limit])
+        self.waiting += len(self.parts[-1])
+        if self.waiting > 4 * self.size + 1024:
+            self._shrink()
+
+    def share(self, matched: np.ndarray, one_in: int) -> float:
+        """How much of `matched` is nearer than the first of these that must not pass if one in so many may."""
+        self._shrink()
+        return float(np.mean(matched < np.sort(self.parts[0])[self.total // one_in])) if self.total else 1.0
+
+    def _shrink(self) -> None:
+        values = np.concatenate([*self.parts, np.empty(0)])
+        if len(values) > self.size:
+            values = np.partition(values, self.size - 1)[: self.size]
+            self.limit = values.max()
+        self.parts, self.waiting = [values], len(values)

@@ -90,14 +90,15 @@ def miss_reid(
     junk: str = "same_camera",
     incomplete: str = "error",
     completions: Sequence[str] = ("zero",),
+    pairs: bool = False,
 ) -> ConfigDict:
     """Miss-ReID as published (Section 4.2): ViT-B/16, Adam, 50 epochs, text terms from epoch `text_epoch` (1-based) on.
 
     `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `modalities` those that
-    are used at all, `preset` names the widths, `tower` the CLIP; `splits`, `junk` and `incomplete` are those of
-    `missing_evals`. `completions`: how the settings are scored beside with text features, where there are any: "zero"
-    puts blocks of zeros in their place, "alone" leaves nothing but them. Raises ConfigError for a row, preset, tower,
-    modality or rate that does not exist.
+    are used at all, `preset` names the widths, `tower` the CLIP; `splits`, `junk`, `incomplete` and `pairs` are those
+    of `missing_evals`. `completions`: how the settings are scored beside with text features, where there are any:
+    "zero" puts blocks of zeros in their place, "alone" leaves nothing but them. Raises ConfigError for a row, preset,
+    tower, modality or rate that does not exist.
     """
     choices = {"row": (row, MISS_REID_ROWS), "preset": (preset, MISS_REID_PRESETS), "tower": (tower, CLIP_TOWERS)}
     for name, (value, known) in choices.items():
@@ -138,10 +139,10 @@ def miss_reid(
         (r"classifier/kernel$", ("model", None)),
         (r"memory/(proto|sums)$", (None, None, "model")),
     )
-    config.evals.update(missing_evals(names, splits, junk, incomplete=incomplete))
+    config.evals.update(missing_evals(names, splits, junk, incomplete=incomplete, pairs=pairs))
     for completion in completions if ldmmc else ():
         changed = {"completion": completion}
-        config.evals.update(missing_evals(names, splits, junk, f"{completion}/", changed, incomplete))
+        config.evals.update(missing_evals(names, splits, junk, f"{completion}/", changed, incomplete, pairs))
     return config
 
 
@@ -149,9 +150,9 @@ def miss_reid_published(table: dict, *, row: str, eta: str, **others) -> dict[st
     """`config.published` for arguments of the recipe, out of {(row, eta): (mAP, R-1)}; empty where nothing is printed.
 
     mAP and R-1 are percentages of the last of Table 2's columns, up to the mean, which is the very last. Empty too if
-    an argument other than row and eta is not the published one.
+    an argument other than row and eta is not the published one; pairs changes no number.
     """
-    if any(value != miss_reid.__kwdefaults__[key] for key, value in others.items()):
+    if any(value != miss_reid.__kwdefaults__[key] for key, value in others.items() if key != "pairs"):
         return {}
     found = {}
     columns = tuple(missing_evals(("rgb", "nir", "tir"), "test", "none"))

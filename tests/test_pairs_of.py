@@ -1,0 +1,221 @@
+"""Rows with `pairs_of`: what they stand for, what is measured of it, what is refused, and where configs have them."""
+
+import itertools
+import json
+from types import ModuleType, SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from conftest import load_config, open_tiny, tiny_config
+
+from jax_mmreid import evaluate, evaluators, experiment, tables, train
+from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.config import ConfigDict, ConfigError, config_hash, difference, missing_evals, to_json
+
+SEVEN = ("full", "no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")
+EVERY = [f"{query}>{gallery}" for query, gallery in itertools.product(SEVEN, repeat=2)]
+
+
+def run_rows(rows, monkeypatch):
+    """(results, the rows that the retrieval module was asked for) where every number is made up by that module."""
+    module, asked = ModuleType("retrieval"), {}
+
+    def run(mine, _):
+        asked.update(mine)
+        return {name: {"mAP": i / 64, "protocol": "p", "feature": "f"} for i, name in enumerate(mine)}
+
+    module.run, module.uses = run, lambda row: [("test", ("rgb",))]
+    monkeypatch.setattr(evaluators, "find", lambda package, kind: module)
+    config = SimpleNamespace(evals=SimpleNamespace(to_dict=lambda: rows), aug=SimpleNamespace(mean=0.5, std=0.5))
+    return evaluators.run(config, None, {}, None, None), asked
+
+
+def test_seven_settings_are_forty_nine_pairs_of_which_seven_are_there_already(monkeypatch):
+    options = {"completion": "zero"}
+    rows = missing_evals(("rgb", "nir", "tir"), "query/gallery", "same_view", "zero/", options, "skip", pairs=True)
+    rows = {"other": dict(rows["zero/no_r"])} | rows | {"last": dict(rows["zero/full"])}
+    results, asked = run_rows(rows, monkeypatch)
+    names = [f"zero/{name}" for name in (*SEVEN, "mean_missing")]
+    assert list(results) == ["other", *names, *(f"zero/pairs/{pair}" for pair in EVERY), "last"]
+    assert len(asked) == 2 + 7 + 42
+    for pair in EVERY:
+        name, (query, gallery) = f"zero/pairs/{pair}", pair.split(">")
+        if query == gallery:
+            assert name not in asked and results[name] == results[f"zero/{query}"]
+        else:
+            sides = {"query": rows[f"zero/{query}"]["query"], "gallery": rows[f"zero/{gallery}"]["gallery"]}
+            assert asked[name] == dict(sides, junk="same_view", options=options, incomplete="skip")
+    assert asked["zero/pairs/no_r>no_nt"]["query"] == dict(split="query", use=("nir", "tir"))
+    assert asked["zero/pairs/no_r>no_nt"]["gallery"] == dict(split="gallery", use=("rgb",))
+    assert len({result["mAP"] for result in results.values()}) == 2 + 7 + 1 + 42
+
+
+def test_pairs_may_stand_before_their_rows_and_keep_what_these_say(monkeypatch):
+    drawn = dict(split="g", use=("rgb",), draw=dict(cameras=(1,), shots=1))
+    sides = {"a/ir": dict(split="q", use=("ir",)), "a/text": dict(split="q", use=("text",))}
+    rows = {"a/both": dict(pairs_of=("a/ir", "a/text"))}
+    shared = dict(gallery=drawn, trials=3, junk="none", cmc="identity")
+    rows |= {name: dict(query=side, **shared) for name, side in sides.items()}
+    results, asked = run_rows(rows, monkeypatch)
+    pairs = ["a/both/ir>ir", "a/both/ir>text", "a/both/text>ir", "a/both/text>text"]
+    assert list(results) == [*pairs, "a/ir", "a/text"] and set(asked) == {*pairs[1:3], "a/ir", "a/text"}
+    assert asked["a/both/text>ir"] == rows["a/text"]  # the galleries of both are drawn alike
+    assert results[pairs[0]] == results["a/ir"] and results[pairs[3]] == results["a/text"]
+
+
+def paired(folder, pairs=True, **changes):
+    """The tiny experiment on two modalities, with pairs of its three settings for both completions."""
+    config = tiny_config(folder, modalities="rgb/tir", **changes)
+    with config.unlocked():
+        config.evals = ConfigDict(sort_keys=False)
+        for prefix, options in (("", {}), ("zero/", {"completion": "zero"})):
+            config.evals.update(missing_evals(("rgb", "tir"), "test", "same_camera", prefix, options, pairs=pairs))
+    return config
+
+
+@pytest.fixture(scope="module")
+def tiny(drawn):
+    """(experiment, data, state) of random weights."""
+    config = paired(drawn)
+    data = open_tiny(config)
+    exp = experiment.build(config, data)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda x: jax.device_put(rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding), exp.abstract
+    )
+    return exp, data, state
+
+
+def measure(config, tiny):
+    exp, data, state = tiny
+    return evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
+
+
+def test_a_pair_is_measured_as_the_row_that_it_stands_for(tiny, drawn):
+    config, plain = paired(drawn), paired(drawn, pairs=False)
+    with plain.unlocked():
+        sides = [dict(split="test", use=use) for use in (("tir",), ("rgb",))]
+        options = {"completion": "zero"}
+        plain.evals.by_hand = dict(query=sides[0], gallery=sides[1], junk="same_camera", options=options)
+    for one in (config, plain):
+        evaluators.check(one, tiny[1])
+    results, expected = measure(config, tiny), measure(plain, tiny)
+    assert results["zero/pairs/no_r>no_t"] == expected.pop("by_hand") != results["zero/pairs/no_t>no_r"]
+    assert results["zero/pairs/no_r>no_t"]["feature"] == "tir>rgb, completion=zero"
+    assert results["pairs/full>full"] == expected["full"]
+    assert {name: results[name] for name in expected} == expected and len(results) == len(expected) + 2 * 9
+
+
+PAIRS = ("full", "no_r", "no_t")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"pairs": dict(pairs_of=("full", "no_n"))}, "pairs_of names 'no_n', which is no measured row"),
+        ({"pairs": dict(pairs_of=("full", "mean_missing"))}, "pairs_of names 'mean_missing', which is no measured row"),
+        ({"pairs": dict(pairs_of=("full", "zero/pairs"))}, "pairs_of names 'zero/pairs', which is no measured row"),
+        ({"pairs": dict(pairs_of=("full",))}, "pairs_of=('full',), expected two rows or more with different last"),
+        ({"pairs": dict(pairs_of=())}, "pairs_of=(), expected two rows or more with different last names"),
+        ({"pairs": dict(pairs_of=("full", "full"))}, "pairs_of=('full', 'full'), expected two rows or more"),
+        ({"pairs": dict(pairs_of=("full", "zero/full"))}, "expected two rows or more with different last names"),
+        ({"rgb>tir": "full", "pairs": dict(pairs_of=("full", "rgb>tir"))}, "different last names without '>'"),
+        ({"pairs": dict(pairs_of=PAIRS, junk="none")}, "has a key 'junk'; there are pairs_of"),
+        ({"pairs/full>x": "full"}, "evals.pairs/full>x is called like one of its results; give one another name"),
+        (
+            {"pairs": dict(pairs_of=("full", "zero/no_r"))},
+            "options is {} in 'full' and {'completion': 'zero'} in 'zero/no_r'; name rows that differ in query and",
+        ),
+        ({"no_r": dict(junk="none")}, "junk is 'same_camera' in 'full' and 'none' in 'no_r'; name rows that"),
+        ({"no_r": dict(incomplete="skip")}, "incomplete is 'error' in 'full' and 'skip' in 'no_r'; name rows"),
+        ({"no_t": dict(cmc="identity")}, "cmc is 'picture' in 'full' and 'identity' in 'no_t'; name rows"),
+        (
+            {"x": dict(kind="image_text"), "pairs": dict(pairs_of=("full", "x"))},
+            "pairs_of names 'x', which is no row of kind retrieval",
+        ),
+    ],
+)
+def test_pairs_that_cannot_be_measured_are_refused_before_the_first_step(drawn, tiny, rows, message):
+    config = paired(drawn)
+    evals = config.evals.to_dict()
+    for name, row in rows.items():
+        row = evals[row] if isinstance(row, str) else row
+        evals[name] = row if "pairs_of" in row else evals.get(name, {}) | row
+    with config.unlocked():
+        # First, so that no other row is refused before.
+        config.evals = ConfigDict({"pairs": evals.pop("pairs")} | evals, sort_keys=False)
+    with pytest.raises(ConfigError) as error:
+        evaluators.check(config, tiny[1])
+    assert str(error.value).startswith("evals.pairs") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mean_is_of_no_pairs(drawn, tiny):
+    for part in ("pairs", "pairs/full>no_r"):
+        config = paired(drawn)
+        config.evals.mean_missing.mean_of = (part,)
+        with pytest.raises(ConfigError, match=f"evals.mean_missing: mean_of names '{part}', which is no measured row"):
+            evaluators.check(config, tiny[1])
+
+
+def test_the_best_may_be_a_pair(drawn, tiny):
+    data = tiny[1]
+    config = paired(drawn, best="pairs/full>no_r/mAP", eval_every=1)
+    evaluators.check(config, data)
+    results = measure(config, tiny)
+    assert train._watched(config, results) == results["pairs/full>no_r"]["mAP"]
+    known = "full, no_r, no_t, mean_missing, pairs/QUERY>GALLERY, zero/full, .*, zero/pairs/QUERY>GALLERY$"
+    for best in ("pairs/mAP", "pairs/full>no_n/mAP"):
+        config.best = best
+        with pytest.raises(ConfigError, match=f"best='{best}' names no row of evals; there are {known}"):
+            evaluators.check(config, data)
+    config.best = "pairs/no_r>no_r/accuracy"
+    with pytest.raises(ConfigError, match="what evals.pairs/no_r>no_r can be best in is mAP, rank1"):
+        evaluators.check(config, data)
+
+
+def test_a_finished_run_is_evaluated_with_pairs_afterwards(drawn, tiny, tmp_path):
+    _, data, state = tiny
+    before, config = paired(drawn, pairs=False), paired(drawn)
+    (tmp_path / "config.json").write_text(json.dumps(to_json(before)))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_frozen(state.frozen)
+        checkpoints.save(9, state, {"fingerprint": data.fingerprint})
+    plain = evaluate.evaluate(before, tmp_path, data)
+    found = evaluate.evaluate(config, tmp_path, data)
+    assert "forced" not in found and found["config_hash"] == plain["config_hash"]
+    assert {name: found["evals"][name] for name in plain["evals"]} == plain["evals"]
+    assert json.loads((tmp_path / "results.json").read_text()) == found
+    text = (tmp_path / "results.md").read_text()
+    assert text == tables.markdown(config, found) and text.count("rows query, columns gallery") == 4
+
+
+def test_the_row_stands_behind_the_mean_if_anything_may_be_missing():
+    rows = missing_evals(("rgb", "nir", "tir"), "test", "same_camera", "zero/", pairs=True)
+    assert list(rows)[-2:] == ["zero/mean_missing", "zero/pairs"]
+    assert rows["zero/pairs"] == {"pairs_of": tuple(f"zero/{name}" for name in SEVEN)}
+    assert list(missing_evals(("rgb",), "test", "same_camera", pairs=True)) == ["full"]
+    assert "pairs" not in missing_evals(("rgb", "tir"), "test", "same_camera")
+
+
+@pytest.mark.parametrize("name", ["rgbnt201", "rgbnt100", "msvr310", "manifest", "quickstart"])
+def test_configs_of_miss_reid_take_pairs_as_an_argument_that_changes_no_run(name):
+    plain, config = load_config(name), load_config(name, "pairs=1")
+    assert [row for row in config.evals if row not in plain.evals] == ["pairs", "zero/pairs"]
+    assert list(config.evals)[8] == "pairs" and config.evals.pairs.pairs_of == SEVEN
+    assert config_hash(config) == config_hash(plain) and difference(to_json(plain), config) == []
+    assert config.published == plain.published
+    assert "pairs" not in load_config(name, "pairs=0").evals
+    with pytest.raises(ConfigError, match="'pairs=2': '2' is not a bool"):
+        load_config(name, "pairs=2")
+
+
+def test_every_completion_has_pairs_and_other_methods_have_none():
+    config = load_config("quickstart", "init=clip,modalities=rgb/tir,pairs=yes")
+    assert [row for row in config.evals if "pairs" in row] == ["pairs", "zero/pairs", "alone/pairs"]
+    assert config.evals["alone/pairs"].pairs_of == ("alone/full", "alone/no_r", "alone/no_t")
+    assert "pairs" not in load_config("quickstart", "row=A,modalities=ir,pairs=1").evals
+    for method in ("tvi_lfm", "clip"):
+        with pytest.raises(ConfigError, match="config argument 'pairs=1': expected key=value with key one of"):
+            load_config("quickstart", f"method={method},pairs=1")

@@ -1,0 +1,165 @@
+"""Ranks on devices: those of the definitions, to the last, on any number of devices."""
+
+import functools
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from brute import metrics, problems, ranks
+from hypothesis import given, settings
+
+from jax_mmreid.metrics import ranking, search
+from jax_mmreid.sharding import make_mesh
+
+ONE = make_mesh(data=1, model=1, devices=jax.devices()[:1])
+MESHES = {
+    "1": ONE,
+    "3": make_mesh(data=3, model=1, devices=jax.devices()[:3]),
+    "4x2": make_mesh(data=4, model=2),
+}
+
+
+def dots(query, gallery):
+    """Distances whose ranks `search` must find; small whole numbers have exact products."""
+    return -(query.astype(np.float64) @ gallery.T.astype(np.float64))
+
+
+@pytest.mark.parametrize("by_identity", [False, True])
+def test_ranks_are_those_of_the_definitions(by_identity):
+    @settings(max_examples=1000, deadline=None, database=None)
+    @given(problems(vectors=True))
+    def check(problem):
+        query, gallery, rows = problem
+        expected = metrics(dots(query, gallery), rows, by_identity)
+        if expected is None:
+            with pytest.raises(ValueError, match="no query has a match in the gallery"):
+                search.rank(*problem, ONE, by_identity=by_identity)
+            return
+        hits, first = search.ranks(*problem, ONE, by_identity=by_identity)
+        found = [([r for r in row if r], f) for row, f in zip(hits.tolist(), first.tolist())]
+        assert found == ranks(dots(query, gallery), rows, by_identity)
+        got = search.rank(*problem, ONE, by_identity=by_identity)
+        assert set(got) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-12, err_msg=name)
+
+    check()
+
+
+def people(seed, Q, G, D=7, identities=20, spread=2.0):
+    """(query, gallery, rows): unit vectors around identities of very different sizes, before four cameras."""
+    rng = np.random.default_rng(seed)
+    center = rng.normal(size=(identities, D))
+    share = rng.dirichlet(np.ones(identities))
+    sides, columns = [], []
+    for n in (Q, G):
+        pid = rng.choice(identities, n, p=share)
+        x = center[pid] + spread * rng.normal(size=(n, D))
+        sides.append((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
+        columns.append({"pid": pid, "camid": rng.integers(1, 5, n)})
+    sides[1][: G // 3] = sides[1][G // 3 : G // 3 + G // 3]  # twins, so that equal distances decide
+    return *sides, ranking.relevance("same_camera", *columns)
+
+
+@pytest.mark.parametrize("G", [1, 63, 64, 65, 301])
+@pytest.mark.parametrize("mesh", list(MESHES)[1:])
+@pytest.mark.parametrize("by_identity", [False, True])
+def test_devices_change_nothing_to_the_last_bit(monkeypatch, G, mesh, by_identity):
+    monkeypatch.setattr(search, "QUERIES", 32)
+    monkeypatch.setattr(search, "GALLERY", 64)
+    assert_same(people(G, 50, G, identities=2 if G == 1 else 20), mesh, by_identity)
+
+
+def test_devices_change_nothing_where_blocks_are_whole():
+    assert_same(people(0, 300, 2500), "3", False)
+
+
+def assert_same(problem, mesh, by_identity):
+    one, many = (search.rank(*problem, m, by_identity=by_identity) for m in (ONE, MESHES[mesh]))
+    for name, value in one.items():
+        np.testing.assert_array_equal(many[name], value, err_msg=name)
+    a, b = (search.ranks(*problem, m, by_identity=by_identity) for m in (ONE, MESHES[mesh]))
+    np.testing.assert_array_equal(a.hits, b.hits)
+    np.testing.assert_array_equal(a.first, b.first)
+
+
+@pytest.mark.parametrize("sides", [(1, 8), (37, 64), (512, 2048)])
+def test_blocks_of_any_size_give_the_same(monkeypatch, sides):
+    rng = np.random.default_rng(0)
+    query, gallery, rows = people(3, 90, 211)
+    query, gallery = (rng.integers(-2, 3, x.shape).astype(np.float32) for x in (query, gallery))  # exact products
+    expected = search.rank(query, gallery, rows, ONE)
+    monkeypatch.setattr(search, "QUERIES", sides[0])
+    monkeypatch.setattr(search, "GALLERY", sides[1])
+    for name, value in search.rank(query, gallery, rows, MESHES["3"]).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_given_and_computed_distances_have_the_same_metrics():
+    query, gallery, rows = people(5, 290, 1500, spread=1.0)
+    for by_identity in (False, True):
+        given = ranking.rank(-np.einsum("qd,gd->qg", query, gallery, dtype=np.float64), rows, by_identity=by_identity)
+        found = search.rank(query, gallery, rows, ONE, by_identity=by_identity)
+        for name, value in given.items():
+            np.testing.assert_allclose(found[name], value, atol=1e-4, err_msg=name)  # near ties of float32
+        assert 0 < given["TPR@1e-4"] < given["TPR@1e-3"] < given["TPR@1e-2"] < 1
+
+
+def test_vectors_of_any_length_and_zero_rank_by_their_products():
+    rng = np.random.default_rng(0)
+    query, gallery, rows = people(7, 40, 90)
+    query, gallery = query * 2.0 ** rng.integers(-60, 40, (40, 1)), gallery * 2.0 ** rng.integers(-60, 20, (90, 1))
+    gallery[::7] = 0
+    query, gallery = query.astype(np.float32), gallery.astype(np.float32)
+    hits = search.ranks(query, gallery, rows, ONE).hits
+    halves = search.ranks(query * np.float32(0.5), gallery, rows, ONE).hits
+    np.testing.assert_array_equal(hits, halves)
+    zeros = np.zeros_like(gallery)
+    flat = [([r for r in row if r]) for row in search.ranks(query, zeros, rows, ONE).hits.tolist()]
+    assert flat == [hits for hits, _ in ranks(np.zeros((40, 90)), rows)]
+
+
+def test_the_keys_of_floats_sort_as_they_do():
+    special = [-np.inf, -3e38, -1.0, -2e-38, -0.0, 0.0, 2e-38, 1.0, np.nextafter(np.float32(1), np.float32(2)), 3e38]
+    keys = np.asarray(search._keys(jax.numpy.array(special, np.float32)))
+    assert keys[4] == keys[5] and (np.diff(np.delete(keys, 4).astype(np.int64)) > 0).all()
+
+
+def test_no_device_holds_all_distances(monkeypatch):
+    """The largest array of the compiled programs grows with the gallery, not with the queries."""
+    query, gallery, rows = people(0, 800, 9000)
+    programs = {}
+
+    def watching(name, original, *args, **settings):
+        if name not in programs:
+            programs[name] = original.lower(*args, **settings).compile().as_text()
+        return original(*args, **settings)
+
+    for name in ("_block_ranks", "_block_lower"):
+        monkeypatch.setattr(search, name, functools.partial(watching, name, getattr(search, name)))
+    search.rank(query, gallery, rows, ONE)
+    for text in programs.values():
+        largest = max(math.prod(map(int, dims.split(","))) for dims in re.findall(r"\w\[([0-9,]+)\]", text))
+        assert largest == 256 * 9 * 1024  # a block of queries by the gallery in whole tiles
+    assert len(programs) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(query=np.full((3, 2), np.nan)), r"query vector 0 is not finite \(3 such vectors\)"),
+        (dict(gallery=np.array([[0, 1], [1e30, 0], [1, 0], [1, 1], [0, 0]])), "gallery vector 1 is not finite"),
+        (dict(query=np.ones((3, 4))), "query vectors have 4 numbers, gallery vectors 2; both sides must come from one"),
+        (dict(query=np.ones((2, 2))), r"query vectors \(2, 2\) must be \[n,D\] with n=3"),
+        (dict(gallery=np.ones(5)), r"gallery vectors \(5,\) must be \[n,D\] with n=5"),
+        (dict(gallery=np.ones((0, 2)), pid=np.zeros(0, int)), "no query has a match"),
+    ],
+)
+def test_what_cannot_be_ranked_is_said_in_one_line(change, message):
+    sides = dict(query=np.ones((3, 2)), gallery=np.ones((5, 2)), pid=np.zeros(5, int)) | change
+    rows = ranking.relevance("none", {"pid": np.zeros(3, int)}, {"pid": sides["pid"]})
+    with pytest.raises(ValueError, match=message) as error:
+        search.rank(sides["query"], sides["gallery"], rows, ONE)
+    assert "\n" not in str(error.value)
