@@ -4,7 +4,7 @@ python -m jax_mmreid.main --config=configs/manifest.py --config.data.data_dir=FO
 python -m jax_mmreid.main --config=configs/manifest.py:modalities=rgb/tir,splits=query/gallery,incomplete=skip ...
 
 FOLDER holds manifest.csv; --config.data.options.file=NAME names another file in it, .csv or .jsonl.
-row, eta, modalities, preset, tower, epochs, text_epoch, pairs: as in rgbnt201.py.
+row, eta, modalities, preset, tower, epochs, text_epoch, pairs, rerank: as in rgbnt201.py.
 splits: test, or query/gallery where the table has these. junk: same_camera, same_view or none.
 incomplete: error, or skip to leave out of a setting the test rows that have none of its pictures, and report how many.
 object: person, or vehicle for pictures twice as wide as high. A small model: quickstart.py:dataset=manifest.
@@ -17,7 +17,7 @@ from jax_mmreid.recipes.miss_reid import miss_reid
 
 def get_config(arg: str = ""):
     recipe = dict(row="F", eta="0", modalities="rgb/nir/tir", preset="table1", tower="vit_b16")
-    test = dict(splits="test", junk="same_camera", incomplete="error", pairs=False)
+    test = dict(splits="test", junk="same_camera", incomplete="error", pairs=False, rerank=False)
     arg = parse_arg(arg, **recipe, epochs=50, text_epoch=21, **test, object="person").to_dict()
     kind = arg.pop("object")
     if kind not in ("person", "vehicle"):

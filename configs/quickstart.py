@@ -7,8 +7,8 @@ python -m jax_mmreid.main --config=configs/quickstart.py:dataset=rgbnt201 --conf
 python launch/tvi_lfm.py --config=configs/quickstart.py:method=tvi_lfm --workdir=runs/quickstart_tvi
 
 method: miss_reid; tvi_lfm, whose two stages the last line runs one after the other; or clip.
-miss_reid. row, eta, modalities, pairs: as in rgbnt201.py. dataset: synthetic; rgbnt201 for a folder of your own in that
-layout, manifest for pictures that a table lists. splits, incomplete: as in manifest.py.
+miss_reid. row, eta, modalities, pairs, rerank: as in rgbnt201.py. dataset: synthetic; rgbnt201 for a folder of your own
+in that layout, manifest for pictures that a table lists. splits, incomplete: as in manifest.py.
 tvi_lfm. stage, row: as in sysu_mm01.py.
 clip: contrastive training of an image and a text tower. loss: info_nce or sigmoid.
 init: nothing, and weights start at random; or clip, and the towers of a run of method=clip come first, trained on other
@@ -55,7 +55,9 @@ def _after_clip(config):
 
 
 def _miss_reid(arg: str, init: str):
-    recipe = dict(row="F", eta="0", modalities="rgb/nir/tir", splits="test", incomplete="error", pairs=False)
+    recipe = dict(
+        row="F", eta="0", modalities="rgb/nir/tir", splits="test", incomplete="error", pairs=False, rerank=False
+    )
     arg = parse_arg(arg, dataset="synthetic", **recipe)
     completions = ("zero", "alone") if init else ("zero",)
     config = miss_reid(epochs=9, text_epoch=5, completions=completions, **arg)

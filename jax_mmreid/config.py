@@ -164,13 +164,14 @@ def missing_evals(
     options: dict | None = None,
     incomplete: str = "error",
     pairs: bool = False,
+    rerank: dict | None = None,
 ) -> dict:
     """Rows for `config.evals`: all modalities, every way of missing some on both sides, and the mean of those.
 
     Names and order follow Table 2 of the Miss-ReID poster: full no_r no_n no_t no_rn no_rt no_nt mean_missing.
     `splits` is one split for both sides, or "query/gallery"; `options` are fields of the method that these rows change;
     `incomplete` says what becomes of test rows without a picture of what a row uses; `pairs` adds a row "pairs", what
-    one side may miss against what the other may (appendix A.4 of the paper).
+    one side may miss against what the other may (appendix A.4 of the paper); `rerank` are constants of re-ranking.
     """
     query, _, gallery = splits.partition("/")
     uses = {"full": tuple(modalities)}
@@ -181,6 +182,7 @@ def missing_evals(
     for name, use in uses.items():
         sides = dict(query=dict(split=query, use=use), gallery=dict(split=gallery or query, use=use))
         rows[prefix + name] = dict(**sides, junk=junk, options=options or {}, incomplete=incomplete)
+        rows[prefix + name] |= {"rerank": rerank} if rerank else {}
     settings = tuple(rows)
     if len(settings) > 1:
         rows[prefix + "mean_missing"] = dict(mean_of=settings[1:])

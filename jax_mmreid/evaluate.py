@@ -7,7 +7,6 @@ results_best.* of the best one that it has seen, and eval/ keeps the numbers of 
 
 import json
 import logging
-import math
 import os
 import shlex
 import sys
@@ -90,7 +89,7 @@ def watch(config: ConfigDict, workdir: str | Path, open_data: Callable[[], Data]
             results = _measure(config, exp, data, step, variables, "last", begin)
             if _is_best(config, workdir, results):
                 _write(config, workdir, results | {"which": "best"})
-            writer.write(step, _numbers(results["evals"]))
+            writer.write(step, evaluators.numbers(results["evals"]))
             _write(config, workdir, results)  # at the end: it is what says that this step is done
             log.info("evaluated %s in %.1fs; results in %s", tables.what(config, results), results["seconds"], workdir)
             yield results
@@ -181,18 +180,12 @@ def _is_known(config: ConfigDict, workdir: Path, step: int) -> bool:
 
 def _is_best(config: ConfigDict, workdir: Path, results: dict) -> bool:
     """Whether `config.best` is measured, and results_best.json holds no better results of this config."""
-    number, saved = _watched(config, results), workdir / "results_best.json"
-    old = json.loads(saved.read_text()) if saved.exists() else results
-    return number > -math.inf and (old["config_hash"] != results["config_hash"] or _watched(config, old) <= number)
-
-
-def _watched(config: ConfigDict, results: dict) -> float:
-    name, _, metric = config.best.rpartition("/")
-    return results["evals"].get(name, {}).get(metric, -math.inf)
-
-
-def _numbers(evals: dict[str, dict]) -> dict[str, float]:
-    return {f"{name}/{key}": x for name, row in evals.items() for key, x in row.items() if isinstance(x, float)}
+    number, saved = evaluators.watched(config, results["evals"]), workdir / "results_best.json"
+    if number is None or not saved.exists():
+        return number is not None
+    old = json.loads(saved.read_text())
+    best = evaluators.watched(config, old["evals"])
+    return old["config_hash"] != results["config_hash"] or best is None or best <= number
 
 
 def _differences(config: ConfigDict, workdir: Path) -> list[str]:

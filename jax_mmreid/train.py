@@ -120,10 +120,10 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
             begun = step >= config.eval_from * data.steps_per_epoch
             if config.evals and begun and not stop and _due(step, config.eval_every * data.steps_per_epoch):
                 results = evaluators.run(config, phase.method, state.variables, data, exp.mesh)
-                writer.write(step, _numbers(results))
+                writer.write(step, evaluators.numbers(results))
 
             if saving:
-                checkpoints.save(step, state, meta, _watched(config, results))
+                checkpoints.save(step, state, meta, evaluators.watched(config, results))
     if step < total:
         raise PreemptedError(f"stopped at step {step} of {total} and saved; the same command goes on from there")
 
@@ -182,21 +182,12 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _numbers(results: dict[str, evaluators.Result]) -> dict[str, float]:
-    return {f"{name}/{key}": x for name, row in results.items() for key, x in row.items() if isinstance(x, float)}
-
-
 def _finite(step: int, scalars: dict[str, Array]) -> dict[str, float]:
     values = {name: float(x) for name, x in scalars.items()}
     bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise NonFiniteError(f"step {step}: {', '.join(bad)}; the last checkpoint is from before")
     return values
-
-
-def _watched(config: ConfigDict, results: dict[str, evaluators.Result]) -> float | None:
-    name, _, metric = config.best.rpartition("/")
-    return results[name][metric] if results else None
 
 
 @contextlib.contextmanager

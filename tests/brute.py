@@ -1,4 +1,4 @@
-"""What metrics mean, one query and one rank at a time, and small problems full of ties to ask it of."""
+"""What metrics mean, one query and one rank at a time, and problems full of ties to ask it of."""
 
 import bisect
 
@@ -54,6 +54,24 @@ def tpr(dist, rows, valid, one_in):
     return np.mean([d < max(passing) for d in own])
 
 
+def people(seed, Q, G, D=7, identities=20, spread=2.0):
+    """(query, gallery, rows): unit vectors around identities of very different sizes, before four cameras."""
+    rng = np.random.default_rng(seed)
+    center = rng.normal(size=(identities, D))
+    share = rng.dirichlet(np.ones(identities))
+    sides, columns = [], []
+    for n in (Q, G):
+        pid = rng.choice(identities, n, p=share)
+        x = center[pid] + spread * rng.normal(size=(n, D))
+        sides.append((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
+        columns.append({"pid": pid, "camid": rng.integers(1, 5, n)})
+    sides[1][: G // 3] = sides[1][G // 3 : G // 3 + G // 3]  # twins, so that equal distances decide
+    return *sides, ranking.relevance("same_camera", *columns)
+
+
+KEYS = ("pid", "camid", "view")
+
+
 @st.composite
 def problems(draw, vectors=False):
     """(dist, rows), or with `vectors` (query, gallery, rows); ties are the rule, and any side may be of one row."""
@@ -68,6 +86,3 @@ def problems(draw, vectors=False):
         return query, gallery, rows
     dist = rng.integers(0, draw(st.integers(1, 5)), (Q, G))
     return dist.astype(draw(st.sampled_from([np.float32, np.float64]))), rows
-
-
-KEYS = ("pid", "camid", "view")

@@ -6,7 +6,7 @@ import jax
 import pytest
 from captioned import VARIABLES, Captioned, Whole, draw
 
-from jax_mmreid import evaluators, tables, train
+from jax_mmreid import evaluators, tables
 from jax_mmreid.config import ConfigDict, ConfigError, base_config, missing_evals
 from jax_mmreid.sharding import make_mesh
 
@@ -36,7 +36,7 @@ def test_rows_of_several_kinds_are_measured_and_one_can_be_the_best():
     assert list(results) == ["back", "there", "mean", "colour/full", "colour/mean"]
     assert results["mean"]["median_rank"] == (results["back"]["median_rank"] + results["there"]["median_rank"]) / 2
     assert results["colour/mean"]["balanced"] == results["colour/full"]["balanced"]
-    assert train._watched(config, results) == results["there"]["rank5"] > 0
+    assert evaluators.watched(config, results) == results["there"]["rank5"] > 0
     table = tables.markdown(config, {"step": 9, "which": "last", "config_hash": "0", "evals": results})
     assert table.count("| setting |") == 2 and "drop" not in table
 

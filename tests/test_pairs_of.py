@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import load_config, open_tiny, tiny_config
 
-from jax_mmreid import evaluate, evaluators, experiment, tables, train
+from jax_mmreid import evaluate, evaluators, experiment, tables
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import ConfigDict, ConfigError, config_hash, difference, missing_evals, to_json
 
@@ -164,7 +164,7 @@ def test_the_best_may_be_a_pair(drawn, tiny):
     config = paired(drawn, best="pairs/full>no_r/mAP", eval_every=1)
     evaluators.check(config, data)
     results = measure(config, tiny)
-    assert train._watched(config, results) == results["pairs/full>no_r"]["mAP"]
+    assert evaluators.watched(config, results) == results["pairs/full>no_r"]["mAP"]
     known = "full, no_r, no_t, mean_missing, pairs/QUERY>GALLERY, zero/full, .*, zero/pairs/QUERY>GALLERY$"
     for best in ("pairs/mAP", "pairs/full>no_n/mAP"):
         config.best = best

@@ -1,4 +1,4 @@
-"""Equality: two processes with four devices each train and evaluate to what one process with eight does."""
+"""Equality: two processes with four devices each do what one process with eight does, and one with one."""
 
 import json
 import os
@@ -30,14 +30,53 @@ train.train(config, workdir, data)
 evaluate.evaluate(config, workdir, data)
 """
 
+RANK = """
+import json
+import sys
+import jax
+import numpy as np
+index, count, port, out = sys.argv[1:]
+if int(count) > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
+from brute import people
+from jax_mmreid.metrics import search
+from jax_mmreid.sharding import make_mesh
+problem, mesh = people(0, 300, 2501), make_mesh(data=-1, model=1)
+found = search.rank(*problem, mesh) | {"hits": search.ranks(*problem, mesh).hits}
+with open(f"{out}-{index}", "w") as file:
+    json.dump({"devices": mesh.size} | {key: np.asarray(x).tolist() for key, x in found.items()}, file)
+"""
+EVALUATE = """
+import sys
+import jax
+index, count, port, folder, workdir, init = sys.argv[1:]
+if int(count) > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
+from conftest import open_tiny, tiny_config
+from jax_mmreid import evaluate
+from jax_mmreid.config import missing_evals
+config = tiny_config(folder, **{"mesh.data": -1, "init": init})
+with config.unlocked():
+    config.evals.update(missing_evals(config.data.modalities, "test", "same_camera", pairs=True))
+data = open_tiny(config, (jax.process_index(), jax.process_count()))
+evaluate.evaluate(config, workdir, data, step="init")
+"""
 
-def run(method, folder, workdir, count, port, init):
-    """results.json of a run by `count` processes that share eight virtual devices."""
-    flags = f"--xla_force_host_platform_device_count={8 // count}"
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def run(script, count, port, *given, devices=8):
+    """Runs a script by `count` processes that share so many virtual devices."""
+    flags = f"--xla_force_host_platform_device_count={devices // count}"
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    command = [sys.executable, "-c", RUN]
-    given = (method, str(folder), str(workdir), str(init))
+    command = [sys.executable, "-c", script]
+    given = list(map(str, given))
     processes = [
         subprocess.Popen([*command, str(i), str(count), str(port), *given], env=environment) for i in range(count)
     ]
@@ -46,21 +85,48 @@ def run(method, folder, workdir, count, port, init):
     finally:
         for process in processes:
             process.kill()
-    return json.loads((workdir / "results.json").read_text())
+
+
+def random_weights(config, file):
+    """A file of the weights that the config starts with."""
+    variables = start(config)[2].variables
+    weights = traverse_util.flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
+    pretrained.export(file, weights, "jax_mmreid")
+    return file
+
+
+@pytest.mark.slow
+def test_ranks_are_the_same_to_the_last_on_any_devices_and_processes(tmp_path, port):
+    found = []
+    for count, devices in ((1, 1), (1, 8), (2, 8)):
+        run(RANK, count, port, tmp_path / f"{count}x{devices}", devices=devices)
+        found += [json.loads((tmp_path / f"{count}x{devices}-{i}").read_text()) for i in range(count)]
+    assert [one.pop("devices") for one in found] == [1, 8, 8, 8]
+    assert found[0] == found[1] == found[2] == found[3] and 0 < found[0]["mAP"] < 1
+
+
+@pytest.mark.slow
+def test_tables_are_the_same_on_any_devices_and_processes(tmp_path, port, drawn):
+    """A test split of 30 rows, which eight devices cannot share evenly."""
+    init = random_weights(tiny_config(drawn, seed=2), tmp_path / "init.safetensors")
+    tables, results = [], []
+    for count, devices in ((1, 1), (1, 8), (2, 8)):
+        workdir = tmp_path / f"{count}x{devices}"
+        run(EVALUATE, count, port, drawn, workdir, init, devices=devices)
+        tables.append((workdir / "results_init.md").read_text())
+        results.append(json.loads((workdir / "results_init.json").read_text())["evals"])
+    assert tables[0] == tables[1] == tables[2] and "pairs: mAP" in tables[0]
+    assert results[0] == results[1] == results[2] and len(results[0]) == 8 + 8 + 49
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_config, tiny_tvi_config, tiny_clip_config])
-def test_two_processes_equal_one(request, tmp_path, make):
+def test_two_processes_equal_one(request, tmp_path, port, make):
     folder = request.getfixturevalue("drawn_sysu" if make is tiny_tvi_config else "drawn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variables = start(make(folder, seed=2))[2].variables
-    weights = traverse_util.flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
-    pretrained.export(tmp_path / "init.safetensors", weights, "jax_mmreid")
-    init = tmp_path / "init.safetensors"
-    one, two = (run(make.__name__, folder, tmp_path / str(count), count, port, init) for count in (1, 2))
+    init = random_weights(make(folder, seed=2), tmp_path / "init.safetensors")
+    for count in (1, 2):
+        run(RUN, count, port, make.__name__, folder, tmp_path / str(count), init)
+    one, two = (json.loads((tmp_path / str(count) / "results.json").read_text()) for count in (1, 2))
     assert one["config_hash"] == two["config_hash"]
     for name, row in one["evals"].items():
         assert row == pytest.approx(two["evals"][name], abs=1e-6), name

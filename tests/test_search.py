@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from brute import metrics, problems, ranks
+from brute import metrics, people, problems, ranks
 from hypothesis import given, settings
 
 from jax_mmreid.metrics import ranking, search
@@ -46,21 +46,6 @@ def test_ranks_are_those_of_the_definitions(by_identity):
             np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-12, err_msg=name)
 
     check()
-
-
-def people(seed, Q, G, D=7, identities=20, spread=2.0):
-    """(query, gallery, rows): unit vectors around identities of very different sizes, before four cameras."""
-    rng = np.random.default_rng(seed)
-    center = rng.normal(size=(identities, D))
-    share = rng.dirichlet(np.ones(identities))
-    sides, columns = [], []
-    for n in (Q, G):
-        pid = rng.choice(identities, n, p=share)
-        x = center[pid] + spread * rng.normal(size=(n, D))
-        sides.append((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
-        columns.append({"pid": pid, "camid": rng.integers(1, 5, n)})
-    sides[1][: G // 3] = sides[1][G // 3 : G // 3 + G // 3]  # twins, so that equal distances decide
-    return *sides, ranking.relevance("same_camera", *columns)
 
 
 @pytest.mark.parametrize("G", [1, 63, 64, 65, 301])

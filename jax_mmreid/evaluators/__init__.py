@@ -72,6 +72,17 @@ def evaluator(rows: Mapping[str, dict], name: str) -> ModuleType:
     return find("jax_mmreid.evaluators", row.get("kind", "retrieval"))
 
 
+def numbers(results: Mapping[str, Result]) -> dict[str, float]:
+    """Everything that was measured, as ROW/METRIC, as a log wants it."""
+    return {f"{name}/{key}": x for name, row in results.items() for key, x in row.items() if isinstance(x, float)}
+
+
+def watched(config: ConfigDict, results: Mapping[str, Result]) -> float | None:
+    """The number that picks the best checkpoint, None if it was not measured."""
+    name, _, metric = config.best.rpartition("/")
+    return results.get(name, {}).get(metric)
+
+
 def _with_pairs(rows: Mapping[str, dict]) -> dict[str, dict]:
     """The rows, with those of all pairs in the place of one with `pairs_of`; a row and itself are `same_as` the row."""
     found = {}

@@ -7,6 +7,7 @@
         junk="sysu_cameras",  # a rule of metrics.ranking: which gallery rows are hidden from a query
         cmc="identity",       # an identity counts once, where its best row stands; default "picture": every row counts
         options={},           # fields of the method that this row changes, on both sides
+        rerank=dict(k1=20, k2=6, lam=0.3),  # constants of metrics.rerank; default {}: none
         incomplete="error",   # the default; or "skip": leave out the rows that lack what their side uses
     )
 
@@ -21,18 +22,20 @@ import logging
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_mmreid.batch import Data, DataError
 from jax_mmreid.config import ConfigError
 from jax_mmreid.encoding import TEXT, Encoder, Use, check_keys, check_split, check_text
 from jax_mmreid.metrics import ranking, search
+from jax_mmreid.metrics import rerank as reranking
 
 log = logging.getLogger(__name__)
 
 COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
 PLAIN = ()
 SIDES = ("query", "gallery")
-DEFAULTS = dict(kind="retrieval", trials=1, cmc="picture", options={}, incomplete="error")
+DEFAULTS = dict(kind="retrieval", trials=1, cmc="picture", options={}, rerank={}, incomplete="error")
 CHOICES = dict(junk=ranking.JUNK_RULES, cmc=("picture", "identity"), incomplete=("error", "skip"))
 
 
@@ -50,6 +53,12 @@ def check(name: str, row: dict, data: Data) -> None:
     drawn = "draw" in row["gallery"]
     if row["trials"] < 1 or (row["trials"] > 1 and not drawn):
         raise ConfigError(f"{where}: trials={row['trials']}, must be 1 or more, and more than 1 needs gallery.draw")
+    if row["rerank"]:
+        check_keys(f"{where}.rerank", row["rerank"], ("k1", "k2", "lam"))
+        try:
+            reranking.check(**row["rerank"])
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
     if drawn:
         draw = row["gallery"]["draw"]
         check_keys(f"{where}.gallery.draw", draw, ("cameras", "shots"))
@@ -112,8 +121,7 @@ def _measure(name: str, row: dict, vectors: list[np.ndarray], encoder: Encoder) 
         query, gallery = (_take(split.columns, kept) for split, kept in zip(splits, (queries, drawn)))
         try:
             sought = ranking.relevance(row["junk"], query, gallery)
-            sides = vectors[0][queries], vectors[1][drawn], sought, encoder.mesh
-            trials.append(search.rank(*sides, by_identity=row["cmc"] == "identity"))
+            trials.append(_rank(row, vectors[0][queries], vectors[1][drawn], sought, encoder.mesh))
         except ValueError as error:
             raise DataError(f"evals.{name}: {error}") from error
     result = {key: float(np.mean([scores[key] for scores in trials])) for key in ranking.METRICS}
@@ -126,6 +134,13 @@ def _measure(name: str, row: dict, vectors: list[np.ndarray], encoder: Encoder) 
     if any(skipped.values()):
         log.warning("evals.%s leaves out %d incomplete queries and %d gallery rows", name, *skipped.values())
     return result
+
+
+def _rank(row: dict, query: np.ndarray, gallery: np.ndarray, sought: ranking.Relevance, mesh: Mesh) -> dict:
+    by_identity = row["cmc"] == "identity"
+    if row["rerank"]:
+        return ranking.rank(reranking.rerank(query, gallery, **row["rerank"]), sought, by_identity=by_identity)
+    return search.rank(query, gallery, sought, mesh, by_identity=by_identity)
 
 
 def _galleries(row: dict, complete: np.ndarray, data: Data) -> Iterator[np.ndarray]:
@@ -173,7 +188,9 @@ def _protocol(row: dict) -> str:
         cameras, shots = ", ".join(map(str, gallery["draw"]["cameras"])), gallery["draw"]["shots"]
         drawn = f" (cameras {cameras}; shots {shots}; mean of {row['trials']} trials)"
     counted = ", identity CMC" if row["cmc"] == "identity" else ""
-    return f"query {query['split']}, gallery {gallery['split']}{drawn}, junk {row['junk']}{counted}"
+    constants = ", ".join(f"{key} {value}" for key, value in row["rerank"].items())
+    reranked = f", re-ranked ({constants})" if constants else ""
+    return f"query {query['split']}, gallery {gallery['split']}{drawn}, junk {row['junk']}{counted}{reranked}"
 
 
 def _feature(row: dict) -> str:

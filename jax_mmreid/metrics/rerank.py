@@ -12,8 +12,9 @@ Over all N rows, queries first, and with d the squared Euclidean distances of a 
 Neighbours are searched on the device; sets and V are sparse matrices on the host.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +38,7 @@ def rerank(
     Raises ValueError, at the call, for k1 or k2 below 1, lam outside [0,1], and features that are not two matrices of
     one width D, have no rows, are not finite, or are too large to be squared in float32.
     """
-    if k1 < 1 or k2 < 1:
-        raise ValueError(f"re-ranking: k1 {k1} and k2 {k2} must be at least 1")
-    if not 0 <= lam <= 1:
-        raise ValueError(f"re-ranking: lam {lam} must be between 0 (Jaccard only) and 1 (distance only)")
+    check(k1=k1, k2=k2, lam=lam)
     query, gallery = np.asarray(query, np.float32), np.asarray(gallery, np.float32)
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"re-ranking: query {query.shape} and gallery {gallery.shape} must be [Q,D] and [G,D]")
@@ -54,10 +52,18 @@ def rerank(
     return _blocks(query, gallery, k1, k2, float(lam))
 
 
+def check(*, k1: int, k2: int, lam: float) -> None:
+    """Raises ValueError for constants that `rerank` cannot take."""
+    if k1 < 1 or k2 < 1:
+        raise ValueError(f"re-ranking: k1 {k1} and k2 {k2} must be at least 1")
+    if not 0 <= lam <= 1:
+        raise ValueError(f"re-ranking: lam {lam} must be between 0 (Jaccard only) and 1 (distance only)")
+
+
 def _blocks(query: np.ndarray, gallery: np.ndarray, k1: int, k2: int, lam: float) -> Iterator[np.ndarray]:
     """The blocks of `rerank`, once its arguments are checked."""
     Q, N = len(query), len(query) + len(gallery)
-    feats = jnp.concatenate([query, gallery])
+    feats = jax.device_put(np.concatenate([query, gallery]))
     squares = jnp.einsum("nd,nd->n", feats, feats, precision=jax.lax.Precision.HIGHEST)
     size = min(max(1, BLOCK // N), N)
     near, far = _neighbours(feats, squares, size, min(max(k1 + 1, k2), N))
@@ -70,7 +76,7 @@ def _blocks(query: np.ndarray, gallery: np.ndarray, k1: int, k2: int, lam: float
         stop = min(start + size, Q)
         # The device's block has one shape: it may go on past the queries, or begin before `start`.
         first = min(start, N - size)
-        dist = np.asarray(_squared(feats, squares, first, size))[start - first : stop - first, Q:]
+        dist = _fetch(_squared, feats, squares, first, size)[start - first : stop - first, Q:]
         shared = _shared(queries[start:stop], columns)
         yield (1 - lam) * (1 - shared / (2 - shared)) + lam * (dist / far[start:stop, None])
 
@@ -96,6 +102,12 @@ def _between(feats: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(feats[a] - feats[b]), axis=-1)
 
 
+def _fetch(function: Callable, *args: Any) -> Any:
+    """What a jitted function returns, on the host; transfers that are meant, whoever forbids them."""
+    with jax.transfer_guard("allow"):
+        return jax.device_get(function(*args))
+
+
 def _starts(total: int, size: int) -> list[int]:
     """Starts of full blocks that cover `total`: the last overlaps the one before, so that one shape is compiled."""
     return [min(i, total - size) for i in range(0, total, size)]
@@ -105,7 +117,7 @@ def _neighbours(feats: jax.Array, squares: jax.Array, size: int, count: int) -> 
     """Of each row of feats [N,D]: the `count` nearest, [N,count] int32 by distance, and what to divide by, [N]."""
     near, far = np.empty((len(feats), count), np.int32), np.empty(len(feats), np.float32)
     for i in _starts(len(feats), size):
-        near[i : i + size], far[i : i + size] = _nearest(feats, squares, i, size, count)
+        near[i : i + size], far[i : i + size] = _fetch(_nearest, feats, squares, i, size, count)
     return near, np.where(far > 0, far, 1)
 
 
@@ -139,7 +151,7 @@ def _vectors(feats: jax.Array, sets: sparse.csr_array, far: np.ndarray) -> spars
     dist = np.empty(total, np.float32)
     size = max(1, min(BLOCK // feats.shape[1], total))
     for i in _starts(total, size):
-        dist[i : i + size] = _between(feats, rows[i : i + size], sets.indices[i : i + size])
+        dist[i : i + size] = _fetch(_between, feats, rows[i : i + size], sets.indices[i : i + size])
     weights = np.exp(-dist / far[rows])
     weights /= np.bincount(rows, weights, N).astype(np.float32)[rows]
     return sparse.csr_array((weights, sets.indices, sets.indptr), shape=(N, N))

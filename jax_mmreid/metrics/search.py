@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jax_mmreid.metrics import ranking
 from jax_mmreid.metrics.ranking import FPRS, Ranks, Relevance
 
-QUERIES, GALLERY = 256, 1024  # sides of a block of dot products
+QUERIES, GALLERY = 256, 1024  # the longest sides of a block
 HALF = 1 << 16  # values of half a float32
 WHOLE = P()  # on every device
 
@@ -42,13 +42,13 @@ def rank(query: np.ndarray, gallery: np.ndarray, rows: Relevance, mesh: Mesh, *,
     Raises ValueError if the shapes do not fit, a vector is not finite, or no query has a match.
     """
     search = _Search(query, gallery, rows, mesh)
-    found, keys, upper = search.first_pass(by_identity)
+    found, keys, upper = search.first_pass(by_identity, pairs=True)
     return ranking.scores(found) | search.tprs(keys, upper)
 
 
 def ranks(query: np.ndarray, gallery: np.ndarray, rows: Relevance, mesh: Mesh, *, by_identity: bool = False) -> Ranks:
     """Where each query of `rank` finds what it seeks."""
-    return _Search(query, gallery, rows, mesh).first_pass(by_identity)[0]
+    return _Search(query, gallery, rows, mesh).first_pass(by_identity, pairs=False)[0]
 
 
 class _Search:
@@ -59,11 +59,13 @@ class _Search:
         _check(query, gallery, rows)
         self.query, self.rows, self.mesh = query, rows, mesh
         self.found, self.count = ranking.positives(rows)
-        over = -len(gallery) % (GALLERY * mesh.size)
+        # A small gallery has small tiles, so that several devices share it; how many there are plays no part in that.
+        self.side, side = _side(len(query), QUERIES), _side(len(gallery) // 8, GALLERY)
+        over = -len(gallery) % (side * mesh.size)
 
         def tiles(x: np.ndarray, fill: int) -> Array:
             x = np.pad(x, [(0, over)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
-            return self.put(x.reshape(-1, GALLERY, *x.shape[1:]), P(mesh.axis_names))
+            return self.put(x.reshape(-1, side, *x.shape[1:]), P(mesh.axis_names))
 
         self.tiles = Side(tiles(gallery, 0), tiles(rows.gallery_pid, -1), tiles(rows.gallery_junk, 0))
 
@@ -76,26 +78,26 @@ class _Search:
         """The rows of queries that have about as many matches each, which is what a block costs; and the block."""
         order = np.argsort(self.count, kind="stable")
         order = order[self.count[order] > 0]
-        for start in range(0, len(order), QUERIES):
-            chosen = order[start : start + QUERIES]
-            over = (0, QUERIES - len(chosen))
+        for start in range(0, len(order), self.side):
+            chosen = order[start : start + self.side]
+            over = (0, self.side - len(chosen))
             vectors = np.pad(self.query[chosen], (over, (0, 0)))
             pid = np.pad(self.rows.query_pid[chosen], over, constant_values=-1)
             yield chosen, Side(*map(self.put, (vectors, pid, np.pad(self.rows.query_junk[chosen], over))))
 
-    def first_pass(self, by_identity: bool) -> tuple[Ranks, np.ndarray, np.ndarray]:
-        """The ranks; dot products of the matches as keys [n]; the upper halves of strangers' keys, [HALF] counts."""
+    def first_pass(self, by_identity: bool, pairs: bool) -> tuple[Ranks, np.ndarray, np.ndarray]:
+        """The ranks; and, with `pairs`, keys [n] of matches and how many strangers' keys have an upper half, [HALF]."""
         Q, most = self.found.shape
         hits, first = np.zeros((Q, most), np.int64), np.zeros(Q, np.int64)
         keys, upper = np.zeros((Q, most), np.uint32), np.zeros(HALF, np.int64)
         identities = 1 + int(self.rows.gallery_pid.max()) if by_identity else 0
         for chosen, block in self.blocks():
             n = len(chosen)
-            own = np.full((QUERIES, -(-most // 8) * 8), -1, np.int32)  # few widths, so few compilations
+            own = np.full((self.side, -(-most // 8) * 8), -1, np.int32)  # few widths, so few compilations
             own[:n, :most] = self.found[chosen]
             limit = self.count[chosen].max().astype(np.int32)
             args = block, self.put(own), self.put(limit), self.tiles
-            parts = jax.device_get(_block_ranks(*args, mesh=self.mesh, identities=identities))
+            parts = jax.device_get(_block_ranks(*args, mesh=self.mesh, identities=identities, pairs=pairs))
             hits[chosen], first[chosen], keys[chosen] = parts[0][:n, :most], parts[1][:n], parts[2][:n, :most]
             upper += parts[3]
         there = self.found >= 0
@@ -112,8 +114,14 @@ class _Search:
         lower, wanted = np.zeros((len(place), HALF), np.int64), self.put(place.astype(np.uint32))
         for _, block in self.blocks():
             lower += jax.device_get(_block_lower(block, wanted, self.tiles, mesh=self.mesh))
-        bounds = [half * HALF + _descend(x, n)[0] for half, x, n in zip(place, lower, allowed - passed)]
+        counts = [lower[np.flatnonzero(place == half)[-1]] for half in place]
+        bounds = [half * HALF + _descend(x, n)[0] for half, x, n in zip(place, counts, allowed - passed)]
         return {name: float(np.mean(matched > bound)) for name, bound in zip(FPRS, bounds)}
+
+
+def _side(rows: int, most: int) -> int:
+    """A power of two near `rows`, so that few shapes are compiled, and at most `most`."""
+    return min(most, max(16, 1 << (rows - 1).bit_length()))
 
 
 def _descend(counts: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,11 +151,14 @@ def _on_mesh(body, mesh: Mesh, *args):
     return jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=WHOLE)(*args)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "identities"))
-def _block_ranks(query: Side, own: Array, most: Array, tiles: Side, *, mesh: Mesh, identities: int) -> tuple:
+@functools.partial(jax.jit, static_argnames=("mesh", "identities", "pairs"))
+def _block_ranks(
+    query: Side, own: Array, most: Array, tiles: Side, *, mesh: Mesh, identities: int, pairs: bool
+) -> tuple[Array, ...]:
     """Ranks of the gallery rows own [b,P], of the first [b], their keys [b,P]; strangers' upper halves, [HALF] counts.
 
     No row has more than `most` of its own. With `identities`, the number of pids, the rank of the first counts pids.
+    Without `pairs` nobody asks for the last of these, and it is zeros.
     """
 
     def body(query: Side, own: Array, most: Array, tiles: Side) -> tuple:
@@ -171,26 +182,28 @@ def _block_ranks(query: Side, own: Array, most: Array, tiles: Side, *, mesh: Mes
             closer = ahead(*(jnp.take_along_axis(x, best, axis=1)[:, 0] for x in (found, own)))
             seen = jnp.zeros((len(own), identities), jnp.int32).at[:, pid].max(closer.astype(jnp.int32))
             first = 1 + (jax.lax.psum(seen, mesh.axis_names) > 0).sum(axis=1)
-        strangers = jnp.where(_strangers(query, dots, pid), _keys(dots) // HALF, HALF)
-        upper = jnp.zeros(HALF, jnp.int32).at[strangers].add(1, mode="drop")
-        return hits, first, _keys(found), jax.lax.psum(upper, mesh.axis_names)
+        upper = jnp.zeros(HALF, jnp.int32)
+        if pairs:
+            strangers = jnp.where(_strangers(query, dots, pid), _keys(dots) // HALF, HALF)
+            upper = jax.lax.psum(upper.at[strangers].add(1, mode="drop"), mesh.axis_names)
+        return hits, first, _keys(found), upper
 
     return _on_mesh(body, mesh, query, own, most, tiles)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",))
 def _block_lower(query: Side, upper: Array, tiles: Side, *, mesh: Mesh) -> Array:
-    """[n,HALF] counts of the lower halves of strangers' dot products whose upper half is each of `upper` [n]."""
+    """[n,HALF] counts of the lower halves of strangers' keys whose upper half is `upper` [n]; of equal, of the last."""
 
     def body(query: Side, upper: Array, tiles: Side) -> Array:
         dots, pid, _ = _dots(query, tiles, mesh)
-        keys, strangers = _keys(dots), _strangers(query, dots, pid)
-
-        def one(wanted: Array) -> Array:
-            lower = jnp.where(strangers & (keys // HALF == wanted), keys % HALF, HALF)
-            return jnp.zeros(HALF, jnp.int32).at[lower].add(1, mode="drop")
-
-        return jax.lax.psum(jax.lax.map(one, upper), mesh.axis_names)
+        keys, n = _keys(dots), len(upper)
+        place = jnp.full(dots.shape, n * HALF, jnp.uint32)
+        for i in range(n):
+            place = jnp.where(keys // HALF == upper[i], i * HALF + keys % HALF, place)
+        place = jnp.where(_strangers(query, dots, pid), place, n * HALF)
+        counts = jnp.zeros(n * HALF, jnp.int32).at[place].add(1, mode="drop")
+        return jax.lax.psum(counts, mesh.axis_names).reshape(n, HALF)
 
     return _on_mesh(body, mesh, query, upper, tiles)
 

@@ -65,6 +65,8 @@ MISS_REID_GROUPS = (
 )
 MISS_REID_LR = dict(tower=5e-6, new=3.5e-4, new_bias=7e-4, language=3.5e-4, language_bias=7e-4, prompts=5e-3)
 
+RERANK = dict(k1=50, k2=15, lam=0.3)  # of the field's multi-modality code
+
 # Wide matrices over the "model" axis, one split by columns and the next by rows, as tensor parallelism goes.
 TOWER_SHARDING = (
     (r"attention/qkv/kernel$", (None, None, "model", None)),
@@ -91,14 +93,15 @@ def miss_reid(
     incomplete: str = "error",
     completions: Sequence[str] = ("zero",),
     pairs: bool = False,
+    rerank: bool = False,
 ) -> ConfigDict:
     """Miss-ReID as published (Section 4.2): ViT-B/16, Adam, 50 epochs, text terms from epoch `text_epoch` (1-based) on.
 
     `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `modalities` those that
     are used at all, `preset` names the widths, `tower` the CLIP; `splits`, `junk`, `incomplete` and `pairs` are those
     of `missing_evals`. `completions`: how the settings are scored beside with text features, where there are any:
-    "zero" puts blocks of zeros in their place, "alone" leaves nothing but them. Raises ConfigError for a row, preset,
-    tower, modality or rate that does not exist.
+    "zero" puts blocks of zeros in their place, "alone" leaves nothing but them. `rerank` scores them re-ranked too.
+    Raises ConfigError for a row, preset, tower, modality or rate that does not exist.
     """
     choices = {"row": (row, MISS_REID_ROWS), "preset": (preset, MISS_REID_PRESETS), "tower": (tower, CLIP_TOWERS)}
     for name, (value, known) in choices.items():
@@ -143,6 +146,8 @@ def miss_reid(
     for completion in completions if ldmmc else ():
         changed = {"completion": completion}
         config.evals.update(missing_evals(names, splits, junk, f"{completion}/", changed, incomplete, pairs))
+    if rerank:
+        config.evals.update(missing_evals(names, splits, junk, "reranked/", incomplete=incomplete, rerank=RERANK))
     return config
 
 
@@ -150,9 +155,10 @@ def miss_reid_published(table: dict, *, row: str, eta: str, **others) -> dict[st
     """`config.published` for arguments of the recipe, out of {(row, eta): (mAP, R-1)}; empty where nothing is printed.
 
     mAP and R-1 are percentages of the last of Table 2's columns, up to the mean, which is the very last. Empty too if
-    an argument other than row and eta is not the published one; pairs changes no number.
+    an argument other than row and eta is not the published one; pairs and rerank change none of these numbers.
     """
-    if any(value != miss_reid.__kwdefaults__[key] for key, value in others.items() if key != "pairs"):
+    more = ("pairs", "rerank")
+    if any(value != miss_reid.__kwdefaults__[key] for key, value in others.items() if key not in more):
         return {}
     found = {}
     columns = tuple(missing_evals(("rgb", "nir", "tir"), "test", "none"))
