@@ -57,7 +57,7 @@ class Encoder:
         uses: Iterable[tuple[str, Use]],
     ):
         self.method, self.variables, self.data, self.mesh = method, variables, data, mesh
-        self._normal, self._devices = dict(mean=mean, std=std), mesh.shape["data"]
+        self._normal = dict(mean=mean, std=std)
         self._names = {}
         for split, use in uses:
             self._names.setdefault(split, set()).update(use)
@@ -95,8 +95,8 @@ class Encoder:
         features, valid, kept, present = [], [], [], []
         for batch in batches:
             columns = {key: batch[key] for key in NUMBERS} | batch.pop("columns")
-            placed, settings = to_global(batch, self.mesh), dict(method=self.method, devices=self._devices)
-            features.append(_fetch(_encode(self.variables, placed, **settings, **self._normal)))
+            settings = dict(method=self.method, devices=self.mesh.shape["data"], **self._normal)
+            features.append(_fetch(_encode(self.variables, to_global(batch, self.mesh), **settings)))
             own = columns, batch["present"], batch["valid"]
             if jax.process_count() > 1:
                 own = multihost_utils.process_allgather(own, tiled=True)
@@ -119,7 +119,7 @@ class Encoder:
 
     def _on_devices(self, features: Features, function: Any, **static: Any) -> Any:
         placed = jax.device_put(features, NamedSharding(self.mesh, PartitionSpec("data")))
-        return _fetch(function(self.variables, placed, devices=self._devices, **static))
+        return _fetch(function(self.variables, placed, devices=self.mesh.shape["data"], **static))
 
 
 def _only(batch: Batch, names: Collection[str]) -> Batch:

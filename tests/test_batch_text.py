@@ -320,7 +320,9 @@ def test_a_manifest_of_whole_rows(tmp_path):
         said[row] = {m: "" if (row, m) in ((2, "rgb"), (9, "ir")) else f"{m} of {'abcdefghijkl'[row]}" for m in BOTH}
         Image.new("RGB", (2, 4), (row, row, row)).save(tmp_path / f"{row:02d}.png")
         Image.new("RGB", (2, 4), (99, row, 0)).save(tmp_path / f"i{row:02d}.png")
-        lines.append(f"{split},{row % 2},{row:02d}.png,i{row:02d}.png,{said[row]['rgb']},{said[row]['ir']}")
+        lines.append(
+            f"{split},{row % 2 + 2 * (row >= 8)},{row:02d}.png,i{row:02d}.png,{said[row]['rgb']},{said[row]['ir']}"
+        )
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
     data = opened(tmp_path, name="manifest", options={}, pairs=False, identities=2, instances=2)
     captions = [said[row][m] for row in range(8) for m in BOTH]

@@ -44,7 +44,7 @@ def counts(monkeypatch):
     return seen
 
 
-STATIC = ("method", "use", "mean", "std")
+STATIC = ("method", "devices", "use", "mean", "std")
 
 
 @pytest.fixture(scope="module")

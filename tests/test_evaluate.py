@@ -13,7 +13,7 @@ from jax_mmreid import encoding, evaluate, evaluators, experiment, tables
 from jax_mmreid.batch import DataError
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import ConfigError, config_hash, to_json
-from jax_mmreid.metrics import ranking
+from jax_mmreid.metrics import ranking, rerank
 
 METRICS = ranking.METRICS
 SIX = ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")
@@ -146,6 +146,31 @@ def test_rows_go_to_the_evaluator_of_their_kind_and_come_back_in_order(monkeypat
     assert results["mean"]["feature"] == "mean of 2 rows" and results["mean"]["protocol"] == "p"
 
 
+def test_a_row_may_be_reranked(tiny, drawn):
+    _, exp, data, state, expected = tiny
+    config, method = few(drawn), exp.phases[-1].method
+    constants = dict(k1=4, k2=3, lam=0.25)
+    with config.unlocked():
+        for name in ("full", "no_rt"):
+            config.evals[f"reranked/{name}"] = config.evals[name].to_dict() | {"rerank": constants}
+    evaluators.check(config, data)
+    with jax.transfer_guard("disallow"):
+        results = evaluators.run(config, method, state.variables, data, exp.mesh)
+    assert results["full"] == expected["full"] and results["no_rt"] == expected["no_rt"]
+    encoder = encoding.Encoder(
+        method, state.variables, data, exp.mesh, mean=0.5, std=0.5, uses=[("test", ("rgb", "nir", "tir"))]
+    )
+    columns = encoder.split("test").columns
+    for name, use in (("full", ("rgb", "nir", "tir")), ("no_rt", ("nir",))):
+        vectors = encoder.vectors("test", use, {})
+        blocks = rerank.rerank(vectors, vectors, **constants)
+        scores = ranking.rank(blocks, ranking.relevance("same_camera", columns, columns))
+        found = results[f"reranked/{name}"]
+        assert {key: found[key] for key in METRICS} == {key: scores[key] for key in METRICS}
+        assert any(found[key] != results[name][key] for key in METRICS)
+        assert found["protocol"] == results[name]["protocol"] + ", re-ranked (k1 4, k2 3, lam 0.25)"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -154,6 +179,8 @@ def test_rows_go_to_the_evaluator_of_their_kind_and_come_back_in_order(monkeypat
         ("evals.full.gallery.use", (), r"evals.full uses \(\); data.modalities are"),
         ("evals.full.gallery.split", "gallery", "evals.full: data: no split 'gallery'; there are train, test"),
         ("evals.full.junk", "same", "evals.full: junk='same', expected one of none, same_camera, same_view, sysu"),
+        ("evals.full.rerank", dict(k1=3, k2=2), "evals.full.rerank lacks the key 'lam'"),
+        ("evals.full.rerank", dict(k1=0, k2=2, lam=0.3), "evals.full: re-ranking: k1 0 and k2 2 must be at least 1"),
         ("evals.mean_missing.mean_of", ("full", "no_x"), "evals.mean_missing: mean_of names 'no_x', which is no"),
         ("evals.mean_missing.mean_of", ("mean_missing",), "mean_of names 'mean_missing', which is no measured row"),
     ],

@@ -349,7 +349,7 @@ def test_every_dataset_tells_its_counts_without_pictures(name, tmp_path, monkeyp
     options = dict(data_dir="", modalities=("rgb",), image_size=(20, 12), identities=2, instances=3)
     if name == "manifest":  # the only one that says nothing without its table
         options["data_dir"] = str(tmp_path / "table.csv")
-        rows = [f"{split},{pid % 4},{split}{pid}.jpg" for split in ("train", "test") for pid in range(13)]
+        rows = [f"{split},{split}{pid % 4},{split}{pid}.jpg" for split in ("train", "test") for pid in range(13)]
         (tmp_path / "table.csv").write_text("\n".join(["split,pid,rgb", *rows]))
     data = describe(name=name, **options)
     assert 1 < len(data.pids) <= data.num_rows("train") and data.batch_size == 6
