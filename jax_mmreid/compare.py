@@ -245,13 +245,18 @@ def _settings(table: dict[str, dict], metric: str) -> tuple[list[str], list[tupl
 
 
 def _pairs(table: dict[str, dict], metric: str) -> Iterator[list[str]]:
-    """A heat map of the means for every group and row with `pairs_of` that has the metric."""
+    """For every group and row with `pairs_of`: a heat map of the means, and how far they are from what was published."""
     for name, group in table.items():
-        for title, pairs in poster.parts(group["rows"]).pairs.items():
-            found = {pair: group["rows"][row] for pair, row in pairs.items()}
-            if all(metric in row for row in found.values()):
-                values = {pair: row[metric]["mean"] for pair, row in found.items()}
-                yield poster.heat_map(f"{name}, {title}: {HEADS.get(metric, metric)}", values, group["modalities"])
+        for row, pairs in poster.parts(group["rows"]).pairs.items():
+            title, modalities = f"{name}, {row}: {HEADS.get(metric, metric)}", group["modalities"]
+            found = {pair: group["rows"][x].get(metric) for pair, x in pairs.items()}
+            known = {pair: group["published"].get(x, {}).get(metric) for pair, x in pairs.items()}
+            if None in found.values():
+                continue
+            yield poster.heat_map(title, {pair: x["mean"] for pair, x in found.items()}, modalities)
+            if None not in known.values():
+                gaps = {pair: f"{100 * (x['mean'] - known[pair]):+z.1f}" for pair, x in found.items()}
+                yield poster.matrix(f"{title}, difference to the published", gaps, modalities)
 
 
 def _others(table: dict[str, dict]) -> tuple[list[str], list[tuple[dict, Line]]]:

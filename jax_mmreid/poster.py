@@ -69,12 +69,17 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str | None]]) -> list[st
 
 def heat_map(title: str, values: Mapping[tuple[str, str], float], modalities: Sequence[str]) -> list[str]:
     """A title and a table of {(query, gallery): fraction} in percent, a picture where all letters are as wide."""
-    names = list(dict.fromkeys(query for query, _ in values))
+    return matrix(title, {pair: _shaded(x) for pair, x in values.items()}, modalities)
+
+
+def matrix(title: str, cells: Mapping[tuple[str, str], str], modalities: Sequence[str]) -> list[str]:
+    """A title and a table of {(query, gallery): text}."""
+    names = list(dict.fromkeys(query for query, _ in cells))
     lines = [["", *(label(name, modalities) for name in names)]]
     for query in names:
-        lines.append([label(query, modalities), *(_shaded(values[query, gallery]) for gallery in names)])
+        lines.append([label(query, modalities), *(cells[query, gallery] for gallery in names)])
     widths = [max(map(len, column)) for column in zip(*lines)]
-    head, *lines = [[cell.ljust(width) for cell, width in zip(cells, widths)] for cells in lines]
+    head, *lines = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
     return [f"{title}, rows query, columns gallery", "", *table(head, lines)]
 
 

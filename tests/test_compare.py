@@ -1,5 +1,6 @@
 """Runs side by side: what is one group, its means and spreads, and the text of the tables."""
 
+import itertools
 import json
 import pkgutil
 import statistics
@@ -361,7 +362,7 @@ STATED = {
     "sysu_mm01": ("", "stage=base", "stage=base,row=B"),
     "regdb": ("", "stage=base", "trial=7"),
     "llcm": ("", "protocol=official", "stage=base,protocol=official"),
-    "rgbnt201": ("", "row=B", "eta=0.1", "row=A,eta=0.1", "eta=0.1/0.3/0.5", "pairs=1"),
+    "rgbnt201": ("", "row=B", "eta=0.1", "row=A,eta=0.1", "eta=0.1/0.3/0.5", "pairs=1", "eta=0.1,pairs=1"),
     "rgbnt100": ("", "row=F,eta=0.0/0/0"),
 }
 SILENT = {
@@ -380,7 +381,7 @@ SILENT = {
 def test_published_numbers_are_of_rows_that_there_are_and_agree_with_their_mean(name, arg):
     config = load_config(name, arg)
     published = config.published.to_dict()
-    assert published and published.keys() <= set(config.evals.keys())
+    assert published and {name.partition("/")[0] if ">" in name else name for name in published} <= set(config.evals)
     for metric in ("mAP", "rank1"):
         parts = [published[x][metric] for x in NAMES[1:-1] if metric in published.get(x, {})]
         if parts:
@@ -400,3 +401,26 @@ def test_the_numbers_of_the_posters():
     assert load_config("rgbnt100").published.no_rt.to_dict() == {"mAP": 0.577, "rank1": 0.782}
     indoor = load_config("sysu_mm01").published["indoor/mer"].to_dict()
     assert indoor == {"rank1": 0.8906, "mAP": 0.9078, "mINP": 0.8839}
+
+
+@pytest.mark.parametrize("row", ["A", "F"])
+def test_the_diagonal_of_the_published_pairs_is_the_published_table(row):
+    published = load_config("rgbnt201", f"row={row},eta=0.1,pairs=1").published
+    pairs = [name for name in published if ">" in name]
+    assert len(pairs) == 49
+    for name in NAMES[:-1]:
+        for metric, number in published[name].items():
+            assert published[f"pairs/{name}>{name}"][metric] == pytest.approx(number, abs=0.0011)
+    assert published["pairs/no_rt>no_rn"].mAP == {"A": 0.037, "F": 0.058}[row]
+
+
+def test_pairs_are_compared_with_published_ones(tmp_path):
+    evals = {f"pairs/{query}>{gallery}": row(0.5) for query, gallery in itertools.product(NAMES[:2], repeat=2)}
+    published = {name: {"mAP": number} for name, number in zip(evals, (0.25, 0.5, 0.499, 0.75))}
+    make(tmp_path / "a", evals, published=published)
+    lines = compare.markdown(compare.summary([tmp_path])).splitlines()
+    start = next(i for i, line in enumerate(lines) if "pairs: mAP, difference to the published, rows query" in line)
+    assert [line.replace(" ", "") for line in lines[start + 2 : start + 6]] == [
+        "||RNT|-R|", "|---|---|---|", "|RNT|+25.0|+0.0|", "|-R|+0.1|-25.0|"
+    ]  # fmt: skip
+    assert "difference" not in compare.markdown(compare.summary([tmp_path]), "rank1")

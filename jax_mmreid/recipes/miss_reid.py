@@ -151,20 +151,28 @@ def miss_reid(
     return config
 
 
-def miss_reid_published(table: dict, *, row: str, eta: str, **others) -> dict[str, dict[str, float]]:
-    """`config.published` for arguments of the recipe, out of {(row, eta): (mAP, R-1)}; empty where nothing is printed.
+def miss_reid_published(
+    table: dict, matrices: dict | None = None, *, row: str, eta: str, pairs: bool, rerank: bool, **others
+) -> dict[str, dict[str, float]]:
+    """`config.published` for arguments of the recipe; empty where nothing is printed.
 
-    mAP and R-1 are percentages of the last of Table 2's columns, up to the mean, which is the very last. Empty too if
-    an argument other than row and eta is not the published one; pairs and rerank change none of these numbers.
+    `table` is {(row, eta): (mAP, R-1)}, each in percent of the last of Table 2's columns, up to the mean, which is the
+    very last; `matrices` is {row: (mAP, R-1)}, each 7 x 7 of the settings with eta 0.1 (appendix A.4). Empty too if an
+    argument other than row and eta is not the published one.
     """
-    more = ("pairs", "rerank")
-    if any(value != miss_reid.__kwdefaults__[key] for key, value in others.items() if key not in more):
+    if any(value != miss_reid.__kwdefaults__[key] for key, value in others.items()):
         return {}
-    found = {}
-    columns = tuple(missing_evals(("rgb", "nir", "tir"), "test", "none"))
-    for metric, numbers in zip(("mAP", "rank1"), table.get((row, parse_eta(eta)), ())):
+    rates, found = parse_eta(eta), {}
+    *settings, mean = missing_evals(("rgb", "nir", "tir"), "test", "none")
+    columns = (*settings, mean)
+    for metric, numbers in zip(("mAP", "rank1"), table.get((row, rates), ())):
         for name, number in zip(columns[-len(numbers) :], numbers):
             found.setdefault(name, {})[metric] = round(number / 100, 4)
+    if pairs and matrices and rates == (0.1, 0.1, 0.1):
+        for metric, matrix in zip(("mAP", "rank1"), matrices.get(row, ())):
+            for query, line in zip(settings, matrix):
+                for gallery, number in zip(settings, line):
+                    found.setdefault(f"pairs/{query}>{gallery}", {})[metric] = round(number / 100, 4)
     return found
 
 
