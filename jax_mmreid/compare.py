@@ -245,7 +245,7 @@ def _settings(table: dict[str, dict], metric: str) -> tuple[list[str], list[tupl
 
 
 def _pairs(table: dict[str, dict], metric: str) -> Iterator[list[str]]:
-    """For every group and row with `pairs_of`: a heat map of the means, and how far they are from what was published."""
+    """For every group and row with `pairs_of` a heat map of the means, and how far they are from the published."""
     for name, group in table.items():
         for row, pairs in poster.parts(group["rows"]).pairs.items():
             title, modalities = f"{name}, {row}: {HEADS.get(metric, metric)}", group["modalities"]

@@ -330,3 +330,28 @@ def test_what_the_method_cannot_do_is_named_with_the_row():
     with pytest.raises(ConfigError, match="evals.odd: options=.*'neck'.* do not fit the method"):
         run(data, odd=row(options=dict(neck="backup")))
     assert not data.read
+
+
+def test_a_gallery_without_any_match_is_no_success():
+    data = MadeUp()
+    data.tables["query"].pid[:] += 100
+    message = "evals.a: ranking: no query has a match in the gallery; check the split and the junk rule"
+    with pytest.raises(DataError, match=message):
+        run(data, a=row())
+
+
+@pytest.mark.parametrize(
+    ("rerank", "message"),
+    [
+        ({}, r"evals.a: ranking: query vector 5 is not finite \(2 such vectors\)"),
+        (dict(k1=3, k2=2, lam=0.3), "evals.a: re-ranking: query features are not finite"),
+    ],
+)
+def test_vectors_that_are_not_finite_are_no_success(rerank, message):
+    data, rows = MadeUp(), {"a": row(("text",), rerank=rerank)}
+    data.tokens[[5, 9]] = np.iinfo(np.int32).max
+    hot = {"params": {"words": np.full_like(VARIABLES["params"]["words"], 1e30)}}
+    mesh = make_mesh(data=1, model=1, devices=jax.devices()[:1])
+    encoder = Encoder(Sums(), jax.device_put(hot), data, mesh, mean=0.5, std=0.5, uses=retrieval.uses(rows["a"]))
+    with pytest.raises(DataError, match=message):
+        retrieval.run(rows, encoder)
