@@ -113,11 +113,11 @@ class Encoder:
     def _complete(self, method: Method, split: str, use: Use) -> list[Features]:
         return [self._on_devices(x, _complete, method=method, use=use) for x in self.split(split).features]
 
-    def _each(self, features: list[Features], valid: list[np.ndarray], function: Any, **static: Any) -> np.ndarray:
+    def _each(self, features: list[Features], valid: list[np.ndarray], function: Callable, **static: Any) -> np.ndarray:
         vectors = [self._on_devices(x, function, **static)[keep] for x, keep in zip(features, valid)]
         return np.concatenate(vectors).astype(np.float32, copy=False)
 
-    def _on_devices(self, features: Features, function: Any, **static: Any) -> Any:
+    def _on_devices(self, features: Features, function: Callable, **static: Any) -> Any:
         placed = jax.device_put(features, NamedSharding(self.mesh, PartitionSpec("data")))
         return _fetch(function(self.variables, placed, devices=self.mesh.shape["data"], **static))
 

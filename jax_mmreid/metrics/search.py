@@ -10,8 +10,8 @@ the upper halves, a second the lower halves of those in the right place.
 """
 
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def _check(query: np.ndarray, gallery: np.ndarray, rows: Relevance) -> None:
         )
 
 
-def _on_mesh(body, mesh: Mesh, *args):
+def _on_mesh(body: Callable, mesh: Mesh, *args: Any) -> Any:
     """`body` on every device with its own tiles, the last argument; all else, and what it returns, is everywhere."""
     specs = (WHOLE,) * (len(args) - 1) + (P(mesh.axis_names),)
     return jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=WHOLE)(*args)
