@@ -21,7 +21,7 @@ from jax_mmreid.batch import Batch, Data, DataError, says
 from jax_mmreid.config import ConfigError
 from jax_mmreid.methods import Features, Method
 from jax_mmreid.ops import augment
-from jax_mmreid.sharding import to_global
+from jax_mmreid.sharding import replicated, to_global
 
 Level = float | tuple[float, ...]  # of a picture's channels: one number or one each
 Use = tuple[str, ...]  # modalities whose pictures are read; "text" for captions, "text/rgb" for those of RGB pictures
@@ -111,15 +111,16 @@ class Encoder:
         return self._each(features, encoded.valid, _embed, method=method, use=use)
 
     def _complete(self, method: Method, split: str, use: Use) -> list[Features]:
-        return [self._on_devices(x, _complete, method=method, use=use) for x in self.split(split).features]
+        used = jax.device_put(np.array([m in use for m in self.data.modalities]), replicated(self.mesh))
+        return [self._on_devices(x, _complete, used, method=method) for x in self.split(split).features]
 
     def _each(self, features: list[Features], valid: list[np.ndarray], function: Callable, **static: Any) -> np.ndarray:
         vectors = [self._on_devices(x, function, **static)[keep] for x, keep in zip(features, valid)]
         return np.concatenate(vectors).astype(np.float32, copy=False)
 
-    def _on_devices(self, features: Features, function: Callable, **static: Any) -> Any:
+    def _on_devices(self, features: Features, function: Callable, *more: Array, **static: Any) -> Any:
         placed = jax.device_put(features, NamedSharding(self.mesh, PartitionSpec("data")))
-        return _fetch(function(self.variables, placed, devices=self.mesh.shape["data"], **static))
+        return _fetch(function(self.variables, placed, *more, devices=self.mesh.shape["data"], **static))
 
 
 def _only(batch: Batch, names: Collection[str]) -> Batch:
@@ -161,9 +162,9 @@ def _embed(variables: dict, features: Features, *, method: Method, devices: int,
     return _in_parts(lambda part: method.embed(variables, part, use), features, devices)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "devices", "use"))
-def _complete(variables: dict, features: Features, *, method: Method, devices: int, use: Use) -> Features:
-    return _in_parts(lambda part: method.complete(variables, part, use), features, devices)
+@functools.partial(jax.jit, static_argnames=("method", "devices"))
+def _complete(variables: dict, features: Features, used: Array, *, method: Method, devices: int) -> Features:
+    return _in_parts(lambda part: method.complete(variables, part, used), features, devices)
 
 
 def _in_parts(function: Callable, rows: Any, devices: int) -> Any:

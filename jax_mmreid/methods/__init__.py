@@ -44,8 +44,12 @@ class Method(Protocol):
         Equal ones make the same, so that it is made once.
         """
 
-    def complete(self, variables: dict, features: Features, use: tuple[str, ...]) -> Features:
-        """The features of `encode` and, by a tower, what stands in for what is missing or not in `use` (static)."""
+    def complete(self, variables: dict, features: Features, used: Array) -> Features:
+        """The features of `encode` and, by a tower, what stands in for pictures that are missing or not used.
+
+        `used` [M] bool tells which of the data's modalities are in `use`; it is no static argument, so that a tower is
+        compiled once for all of them.
+        """
 
     def embed(self, variables: dict, features: Features, use: tuple[str, ...]) -> Array:
         """Unit retrieval vectors [B,D] from the modalities in `use` (static) that each sample has.

@@ -208,21 +208,22 @@ class MissReID:
             return None
         return self if set(self.modalities) <= set(use) else dataclasses.replace(self, completion="text")
 
-    def complete(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> dict[str, Array]:
+    def complete(self, variables: dict, features: dict[str, Array], used: Array) -> dict[str, Array]:
         """The features and text [B,M,D], f~ of the modalities that `embed` needs it of, zeros of the others."""
-        filled = self._filled(features, use)
-        s = masked.mean(features["structure"], self._available(features, use)[..., None], axis=1)
-        return features | {"text": self.language.complete(variables["params"], s, filled.any(axis=0))}
+        s = masked.mean(features["structure"], (features["present"] & used)[..., None], axis=1)
+        needed = self._filled(features["present"] & used).any(axis=0)
+        return features | {"text": self.language.complete(variables["params"], s, needed)}
 
     def embed(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> Array:
         """f of the used modalities, f~ or a zero block for the others, concatenated and normalised: [B,M*D].
 
         With completion "alone", f~ of what is missing and zero blocks for f; of a row that misses nothing, f~ of all.
         """
-        parts, filled = features["feats"], self._filled(features, use)
+        used = jnp.array([m in use for m in self.modalities])
+        parts, filled = features["feats"], self._filled(features["present"] & used)
         fill = jnp.zeros_like(parts)
         if self._completes:
-            fill = (features if "text" in features else self.complete(variables, features, use))["text"]
+            fill = (features if "text" in features else self.complete(variables, features, used))["text"]
             if self.completion == "alone":
                 parts = jnp.zeros_like(parts)
         elif self.missing_fill == "encode_zero_image":
@@ -253,13 +254,8 @@ class MissReID:
             "heads": 0,
         }
 
-    def _available(self, features: dict[str, Array], use: tuple[str, ...]) -> Array:
-        """[B,M], the pictures that are there and used."""
-        return features["present"] & jnp.array([m in use for m in self.modalities])
-
-    def _filled(self, features: dict[str, Array], use: tuple[str, ...]) -> Array:
-        """[B,M], the places where something else stands for a picture."""
-        available = self._available(features, use)
+    def _filled(self, available: Array) -> Array:
+        """Where something else stands for a picture, if these pictures are there and used: [B,M] -> [B,M]."""
         if self._completes and self.completion == "alone":
             available &= ~available.all(axis=1, keepdims=True)
         return ~available
