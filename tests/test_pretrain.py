@@ -45,6 +45,7 @@ def command(drawn, tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_what_goes_before_is_trained_once(command, tmp_path, capsys):
     assert command("a") == 0
     before, first = capsys.readouterr().out.split("\nCheckpoint")

@@ -54,14 +54,7 @@ def test_ranks_are_those_of_the_definitions(by_identity):
 def test_devices_change_nothing_to_the_last_bit(monkeypatch, G, mesh, by_identity):
     monkeypatch.setattr(search, "QUERIES", 32)
     monkeypatch.setattr(search, "GALLERY", 64)
-    assert_same(people(G, 50, G, identities=2 if G == 1 else 20), mesh, by_identity)
-
-
-def test_devices_change_nothing_where_blocks_are_whole():
-    assert_same(people(0, 300, 2500), "3", False)
-
-
-def assert_same(problem, mesh, by_identity):
+    problem = people(G, 50, G, identities=2 if G == 1 else 20)
     one, many = (search.rank(*problem, m, by_identity=by_identity) for m in (ONE, MESHES[mesh]))
     for name, value in one.items():
         np.testing.assert_array_equal(many[name], value, err_msg=name)
@@ -114,8 +107,8 @@ def test_the_keys_of_floats_sort_as_they_do():
 
 def test_no_device_holds_all_distances(monkeypatch):
     """The largest array of the compiled programs grows with the gallery, not with the queries."""
-    query, gallery, rows = people(0, 800, 9000)
-    programs = {}
+    monkeypatch.setattr(search, "QUERIES", 32)
+    problem, programs = people(0, 70, 9000), {}
 
     def watching(name, original, *args, **settings):
         if name not in programs:
@@ -124,10 +117,10 @@ def test_no_device_holds_all_distances(monkeypatch):
 
     for name in ("_block_ranks", "_block_lower"):
         monkeypatch.setattr(search, name, functools.partial(watching, name, getattr(search, name)))
-    search.rank(query, gallery, rows, ONE)
+    search.rank(*problem, ONE)
     for text in programs.values():
         largest = max(math.prod(map(int, dims.split(","))) for dims in re.findall(r"\w\[([0-9,]+)\]", text))
-        assert largest == 256 * 9 * 1024  # a block of queries by the gallery in whole tiles
+        assert largest == 32 * 9 * 1024  # a block of queries by the gallery in whole tiles
     assert len(programs) == 2
 
 
