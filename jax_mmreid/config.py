@@ -60,7 +60,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
                 identities=8,  # P of the PxK batch
                 instances=8,  # K of the PxK batch
                 pairs=False,  # True: a training row is a picture of each modality, drawn apart, of one identity
-                eval_batch_size=128,
+                eval_batch_size=128,  # a tower sees it in eight parts, in turn or each on a device
                 threads=2,
                 cache="",  # "memory" keeps decoded pictures
                 on_bad_image="error",  # "drop" trains without a few unreadable pictures
