@@ -12,13 +12,12 @@ One batch is 8 identities x 8 rows; --config.init=DIR starts from CLIP's weights
 """
 
 from jax_mmreid.config import ConfigError, parse_arg
-from jax_mmreid.recipes.miss_reid import miss_reid
+from jax_mmreid.recipes.miss_reid import MISS_REID_ARGS, miss_reid
 
 
 def get_config(arg: str = ""):
-    recipe = dict(row="F", eta="0", modalities="rgb/nir/tir", preset="table1", tower="vit_b16")
-    test = dict(splits="test", junk="same_camera", incomplete="error", pairs=False, rerank=False)
-    arg = parse_arg(arg, **recipe, epochs=50, text_epoch=21, **test, object="person").to_dict()
+    own = dict(splits="test", junk="same_camera", incomplete="error", object="person")
+    arg = parse_arg(arg, **MISS_REID_ARGS, **own).to_dict()
     kind = arg.pop("object")
     if kind not in ("person", "vehicle"):
         raise ConfigError(f"object={kind}: expected person or vehicle")

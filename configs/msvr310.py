@@ -12,12 +12,11 @@ Ours: not run (the dataset and CLIP's weights are for the user to bring).
 """
 
 from jax_mmreid.config import parse_arg
-from jax_mmreid.recipes.miss_reid import miss_reid
+from jax_mmreid.recipes.miss_reid import MISS_REID_ARGS, miss_reid
 
 
 def get_config(arg: str = ""):
-    recipe = dict(row="F", eta="0", modalities="rgb/nir/tir", preset="table1", tower="vit_b16")
-    arg = parse_arg(arg, **recipe, epochs=50, text_epoch=21, pairs=False, rerank=False)
+    arg = parse_arg(arg, **MISS_REID_ARGS)
     config = miss_reid("msvr310", splits="query/gallery", junk="same_view", **arg)
     config.data.data_dir = "data/MSVR310"
     config.data.image_size = config.data.image_size[::-1]  # wider than high

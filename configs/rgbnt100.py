@@ -13,7 +13,7 @@ Ours: not run (the dataset and CLIP's weights are for the user to bring).
 """
 
 from jax_mmreid.config import parse_arg
-from jax_mmreid.recipes.miss_reid import miss_reid, miss_reid_published
+from jax_mmreid.recipes.miss_reid import MISS_REID_ARGS, miss_reid, miss_reid_published
 
 # By (row, eta): mAP and R-1 in percent of RNT -R -N -T -RN -RT -NT Mean.
 PUBLISHED = {
@@ -25,8 +25,7 @@ PUBLISHED = {
 
 
 def get_config(arg: str = ""):
-    recipe = dict(row="F", eta="0", modalities="rgb/nir/tir", preset="table1", tower="vit_b16")
-    arg = parse_arg(arg, **recipe, epochs=50, text_epoch=21, pairs=False, rerank=False)
+    arg = parse_arg(arg, **MISS_REID_ARGS)
     config = miss_reid("rgbnt100", splits="query/gallery", **arg)
     config.data.data_dir = "data/RGBNT100"
     config.data.image_size = config.data.image_size[::-1]  # wider than high

@@ -19,7 +19,7 @@ Ours: not run (the dataset and CLIP's weights are for the user to bring).
 """
 
 from jax_mmreid.config import parse_arg
-from jax_mmreid.recipes.miss_reid import miss_reid, miss_reid_published
+from jax_mmreid.recipes.miss_reid import MISS_REID_ARGS, miss_reid, miss_reid_published
 
 # By (row, eta): mAP and R-1 in percent of RNT -R -N -T -RN -RT -NT Mean, as far as they are printed, the mean always.
 PUBLISHED = {
@@ -92,8 +92,7 @@ PUBLISHED_PAIRS = {
 
 
 def get_config(arg: str = ""):
-    recipe = dict(row="F", eta="0", modalities="rgb/nir/tir", preset="table1", tower="vit_b16")
-    arg = parse_arg(arg, **recipe, epochs=50, text_epoch=21, pairs=False, rerank=False)
+    arg = parse_arg(arg, **MISS_REID_ARGS)
     config = miss_reid("rgbnt201", **arg)
     config.data.data_dir = "data/RGBNT201"
     config.published = miss_reid_published(PUBLISHED, PUBLISHED_PAIRS, **arg)

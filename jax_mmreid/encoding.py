@@ -92,18 +92,18 @@ class Encoder:
         return self._run(_only(batch, self._names[name]) for batch in self.data.split(name))
 
     def _run(self, batches: Iterable[Batch]) -> Encoded:
-        features, valid, kept, present = [], [], [], []
+        features, valid, rows = [], [], []
         for batch in batches:
             columns = {key: batch[key] for key in NUMBERS} | batch.pop("columns")
             settings = dict(method=self.method, devices=self.mesh.shape["data"], **self._normal)
             features.append(_fetch(_encode(self.variables, to_global(batch, self.mesh), **settings)))
-            own = columns, batch["present"], batch["valid"]
+            own, keep = (columns, batch["present"]), batch["valid"]
             if jax.process_count() > 1:
-                own = multihost_utils.process_allgather(own, tiled=True)
-            valid.append(own[2])
-            kept.append(jax.tree.map(lambda x, keep=own[2]: x[keep], own[0]))
-            present.append(jax.tree.map(lambda x, keep=own[2]: x[keep], own[1]))
-        return Encoded(features, valid, _concatenate(kept), _concatenate(present))
+                own, keep = multihost_utils.process_allgather((own, keep), tiled=True)
+            valid.append(keep)
+            rows.append(jax.tree.map(lambda x, keep=keep: x[keep], own))
+        columns, present = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+        return Encoded(features, valid, columns, present)
 
     def _embed(self, method: Method, split: str, use: Use) -> np.ndarray:
         encoded, completer = self.split(split), method.completer(use)
@@ -186,10 +186,6 @@ def _fetch(tree: Any) -> Any:
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_get(tree)
-
-
-def _concatenate(trees: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *trees)
 
 
 def check_keys(where: str, given: Collection[str], required: Collection[str], optional: Collection[str] = ()) -> None:

@@ -6,6 +6,7 @@ resume = no stop) and story (training on drawn data ends where it should).
 
 import importlib.util
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -134,6 +135,20 @@ def start(config: ConfigDict, devices=None):
     data = open_tiny(config)
     exp = experiment.build(config, data, devices=jax.devices()[:1] if devices is None else devices)
     return exp, data, exp.create(jax.random.PRNGKey(config.seed))
+
+
+def noise(abstract, seed=0):
+    """An abstract state, or a part of one, filled with random numbers."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jax.device_put(rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding), abstract)
+
+
+@pytest.fixture
+def port():
+    """A port that nobody listens on, for processes to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def assert_trees_close(a, b, atol, rtol=0.0):

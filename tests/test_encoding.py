@@ -6,7 +6,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from conftest import open_tiny, tiny_config
+from conftest import noise, open_tiny, tiny_config
 
 from jax_mmreid import encoding, evaluators, experiment
 from jax_mmreid.config import missing_evals
@@ -53,11 +53,7 @@ def model(drawn):
     config = tiny_config(drawn, **{"data.eval_batch_size": 10})  # 30 test rows, none of them padding
     data = open_tiny(config)
     exp = experiment.build(config, data)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda x: jax.device_put(rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding), exp.abstract.variables
-    )
-    return config, exp.phases[-1].method, variables, data, exp.mesh
+    return config, exp.phases[-1].method, noise(exp.abstract.variables), data, exp.mesh
 
 
 def work(model, counts, rows):

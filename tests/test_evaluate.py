@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import open_tiny, tiny_config
+from conftest import noise, open_tiny, tiny_config
 
 from jax_mmreid import encoding, evaluate, evaluators, experiment, tables
 from jax_mmreid.batch import DataError
@@ -37,10 +37,7 @@ def tiny(drawn):
     config = tiny_config(drawn)
     data = open_tiny(config)
     exp = experiment.build(config, data)
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(
-        lambda x: jax.device_put(rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding), exp.abstract
-    )
+    state = noise(exp.abstract)
     return config, exp, data, state, evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
 
 

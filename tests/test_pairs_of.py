@@ -4,10 +4,8 @@ import itertools
 import json
 from types import ModuleType, SimpleNamespace
 
-import jax
-import numpy as np
 import pytest
-from conftest import load_config, open_tiny, tiny_config
+from conftest import load_config, noise, open_tiny, tiny_config
 
 from jax_mmreid import evaluate, evaluators, experiment, tables
 from jax_mmreid.checkpoint import Checkpoints
@@ -80,11 +78,7 @@ def tiny(drawn):
     config = paired(drawn)
     data = open_tiny(config)
     exp = experiment.build(config, data)
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(
-        lambda x: jax.device_put(rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding), exp.abstract
-    )
-    return exp, data, state
+    return exp, data, noise(exp.abstract)
 
 
 def measure(config, tiny):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +12,15 @@ from flax import traverse_util
 
 from jax_mmreid.models import pretrained
 
-RUN = """
+START = """
 import sys
 import jax
-index, count, port, method, folder, workdir, init = sys.argv[1:]
+index, count, port, *given = sys.argv[1:]
 if int(count) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
+"""
+RUN = """
+method, folder, workdir, init = given
 import conftest
 from conftest import open_tiny
 from jax_mmreid import evaluate, train
@@ -32,12 +34,8 @@ evaluate.evaluate(config, workdir, data)
 
 RANK = """
 import json
-import sys
-import jax
 import numpy as np
-index, count, port, out = sys.argv[1:]
-if int(count) > 1:
-    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
+(out,) = given
 from brute import people
 from jax_mmreid.metrics import search
 from jax_mmreid.sharding import make_mesh
@@ -47,11 +45,7 @@ with open(f"{out}-{index}", "w") as file:
     json.dump({"devices": mesh.size} | {key: np.asarray(x).tolist() for key, x in found.items()}, file)
 """
 EVALUATE = """
-import sys
-import jax
-index, count, port, folder, workdir, init = sys.argv[1:]
-if int(count) > 1:
-    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
+folder, workdir, init = given
 from conftest import open_tiny, tiny_config
 from jax_mmreid import evaluate
 from jax_mmreid.config import missing_evals
@@ -63,19 +57,12 @@ evaluate.evaluate(config, workdir, data, step="init")
 """
 
 
-@pytest.fixture
-def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def run(script, count, port, *given, devices=8):
     """Runs a script by `count` processes that share so many virtual devices."""
     flags = f"--xla_force_host_platform_device_count={devices // count}"
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", START + script]
     given = list(map(str, given))
     processes = [
         subprocess.Popen([*command, str(i), str(count), str(port), *given], env=environment) for i in range(count)

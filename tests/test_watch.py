@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import open_tiny, tiny_config
+from conftest import noise, open_tiny, tiny_config
 from tensorboardX.proto.event_pb2 import Event
 
 from jax_mmreid import encoding, evaluate, experiment, main, tables, train
@@ -56,13 +55,8 @@ class Run:
 
     def save(self, *steps):
         for step in steps:
-            rng = np.random.default_rng(step)
-            state = jax.tree.map(
-                lambda x, rng=rng: jax.device_put(rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding),
-                self.exp.abstract,
-            )
             with Checkpoints(self.workdir) as checkpoints:
-                checkpoints.save(step, state, {})
+                checkpoints.save(step, noise(self.exp.abstract, seed=step), {})
 
     def watch(self, config=None):
         return evaluate.watch(config or self.config, self.workdir, lambda: self.data)
@@ -492,10 +486,7 @@ print([x["step"] for x in evaluate.watch(config, workdir, lambda: open_tiny(conf
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_same_steps(run, drawn):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_two_processes_follow_the_same_steps(run, drawn, port):
     run.claim()
     run.save(6)
     processes = [command("-c", TWO, str(i), str(port), str(drawn), str(run.workdir), devices=4) for i in range(2)]

@@ -65,6 +65,19 @@ MISS_REID_GROUPS = (
 )
 MISS_REID_LR = dict(tower=5e-6, new=3.5e-4, new_bias=7e-4, language=3.5e-4, language_bias=7e-4, prompts=5e-3)
 
+# What the dataset's configs take after the colon, with the defaults of `miss_reid`.
+MISS_REID_ARGS = dict(
+    row="F",
+    eta="0",
+    modalities="rgb/nir/tir",
+    preset="table1",
+    tower="vit_b16",
+    epochs=50,
+    text_epoch=21,
+    pairs=False,
+    rerank=False,
+)
+
 RERANK = dict(k1=50, k2=15, lam=0.3)  # of the field's multi-modality code
 
 # Wide matrices over the "model" axis, one split by columns and the next by rows, as tensor parallelism goes.

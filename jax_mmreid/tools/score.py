@@ -42,12 +42,13 @@ from jax_mmreid import __version__, sharding
 from jax_mmreid.batch import DataError
 from jax_mmreid.config import ConfigError
 from jax_mmreid.metrics import ranking
+from jax_mmreid.metrics import rerank as reranking
 from jax_mmreid.metrics.search import rank
 
 Arrays = Mapping[str, np.ndarray]
 KEYS = ("features", "pids", "camids", "views", "paths")
 METRICS = ("cosine", "euclidean")
-RERANK = dict(k1=20, k2=6, lam=0.3)
+RERANK = reranking.rerank.__kwdefaults__
 
 
 class Protocol(NamedTuple):
@@ -226,10 +227,8 @@ def _trial(query: Side, gallery: Side, rules: Protocol, metric: str, rerank: Map
 
 
 def _reranked(query: np.ndarray, gallery: np.ndarray, options: Mapping[str, float]) -> Iterator[np.ndarray]:
-    from jax_mmreid.metrics.rerank import rerank
-
     try:
-        return rerank(query, gallery, **RERANK | options)
+        return reranking.rerank(query, gallery, **RERANK | options)
     except (TypeError, ValueError) as error:  # it must be the options: the features are known to be good
         raise ConfigError(str(error)) from error
 
