@@ -11,7 +11,8 @@ Published, R-1 / mAP / mINP: base 53.53 / 59.77 / 56.40, full 58.19 / 65.08 / 61
 signed agreement).
 """  # noqa: E501
 
-from jax_mmreid.config import ConfigError, parse_arg
+from jax_mmreid.config import parse_arg
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.tvi_lfm import tvi_lfm, tvi_lfm_published
 
 # By stage: R-1, mAP and mINP in percent; the infrared row by the protocol of the published code.

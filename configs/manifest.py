@@ -11,7 +11,8 @@ object: person, or vehicle for pictures twice as wide as high. A small model: qu
 One batch is 8 identities x 8 rows; --config.init=DIR starts from CLIP's weights, see README.
 """
 
-from jax_mmreid.config import ConfigError, parse_arg
+from jax_mmreid.config import parse_arg
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.miss_reid import MISS_REID_ARGS, miss_reid
 
 

@@ -20,7 +20,8 @@ tvi_lfm 256 and 32 identities, 6 cameras as in SYSU-MM01, captions that tell the
 4 cameras, a triple each, three captions a triple. See README.md for what comes out.
 """
 
-from jax_mmreid.config import ConfigError, config_hash, parse_arg, take_arg
+from jax_mmreid.config import config_hash, parse_arg, take_arg
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.clip import clip
 from jax_mmreid.recipes.miss_reid import miss_reid, miss_reid_weights
 from jax_mmreid.recipes.tvi_lfm import tvi_lfm

@@ -12,14 +12,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from input_pipeline import arguments, datasets, galleries, images, loader, packed
-from input_pipeline import missing as masks
-from input_pipeline.described import DescribedData, describe
+from input_pipeline import datasets, validation
+from input_pipeline.data_spec import DescribedData, describe
+from input_pipeline.reading import images, loader, masks, packed
+from input_pipeline.reading.sampler import IdentitySampler, PairSampler
 from input_pipeline.records import Records, single_identities
-from input_pipeline.sampler import IdentitySampler, PairSampler
-from input_pipeline.text import Tokenizer
-from input_pipeline.token_table import Options, tokenise
-from jax_mmreid.batch import Batch, DataError
+from input_pipeline.text.token_table import Options, tokenise
+from input_pipeline.text.tokenizer import Tokenizer
+from jax_mmreid.batch import Batch
+from jax_mmreid.errors import DataError
+from jax_mmreid.metrics import galleries
 
 __all__ = ["DescribedData", "OpenedData", "describe", "load_records", "open_data"]
 
@@ -133,10 +135,10 @@ def open_data(
     `text`: fields of `token_table.Options`, how captions become token ids; none do by default.
     Raises ValueError for an argument that cannot be, DataError for data that cannot be used.
     """
-    modalities, batch_size, words = arguments.distinct(modalities), identities * instances, Options(**text or {})
-    arguments.check_sizes(identities=identities, instances=instances, eval_batch_size=eval_batch_size, threads=threads)
-    arguments.check_shard(shard, batch_size, eval_batch_size)
-    arguments.check_reading(cache, on_bad_image, range16, resize)
+    modalities, batch_size, words = validation.distinct(modalities), identities * instances, Options(**text or {})
+    validation.check_sizes(identities=identities, instances=instances, eval_batch_size=eval_batch_size, threads=threads)
+    validation.check_shard(shard, batch_size, eval_batch_size)
+    validation.check_reading(cache, on_bad_image, range16, resize)
     records = load_records(
         name,
         data_dir,

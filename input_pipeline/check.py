@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from tqdm import tqdm
 
-from input_pipeline import datasets, images
+from input_pipeline import datasets
 from input_pipeline.datasets import synthetic
+from input_pipeline.reading import images
 from input_pipeline.records import Counts, Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 MODALITIES = ("rgb", "nir", "tir", "ir")
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 
 class Counts(NamedTuple):

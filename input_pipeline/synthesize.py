@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline import writers
-from input_pipeline.captures import Plan, write_json
-from jax_mmreid.batch import DataError
+from input_pipeline.synthetic import layouts
+from input_pipeline.synthetic.scenes import Plan, write_json
+from jax_mmreid.errors import DataError
 
 
 def synthesize(
@@ -34,7 +34,7 @@ def synthesize(
     Raises ValueError for an unknown layout or an impossible number, DataError where `output` holds something.
     """
     plan = Plan(seed, num_train_ids, num_test_ids, cameras, images_per_camera, height)
-    writer = writers.find(layout)
+    writer = layouts.find(layout)
     _check(plan)
     output = Path(output).resolve()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -68,7 +68,7 @@ def _check(plan: Plan) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad arguments, 3 the folder cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthesize", description=__doc__.splitlines()[0])
-    parser.add_argument("--layout", default="rgbnt201", help=f"one of: {', '.join(writers.LAYOUTS)}")
+    parser.add_argument("--layout", default="rgbnt201", help=f"one of: {', '.join(layouts.LAYOUTS)}")
     parser.add_argument("--output", required=True, help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_train_ids", type=int, default=96)

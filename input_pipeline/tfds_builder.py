@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 
 import input_pipeline
-from input_pipeline import images, packed
 from input_pipeline.check import option
+from input_pipeline.reading import images, packed
 from input_pipeline.records import Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 
 def build(

@@ -31,10 +31,6 @@ import numpy as np
 Batch = dict
 
 
-class DataError(Exception):
-    """The data on disk cannot be used. The message is one line: what, where, and the way out. Exit code 3."""
-
-
 class Data(Protocol):
     """What `input_pipeline.open_data` returns."""
 

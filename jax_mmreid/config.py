@@ -17,6 +17,8 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from jax_mmreid.errors import ConfigError
+
 # Fields that may change when a run goes on: they touch neither the weights nor what a checkpoint means.
 FREE = (
     "evals",
@@ -38,10 +40,6 @@ FREE = (
 
 BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 LETTERS = {"rgb": "r", "nir": "n", "tir": "t", "ir": "i"}
-
-
-class ConfigError(Exception):
-    """The configuration cannot be run. The message is one line: what, and the way out. Exit code 2."""
 
 
 def base_config(*, method: str, dataset: str) -> ConfigDict:
@@ -68,8 +66,8 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
                 resize=("bicubic", "bilinear"),  # Pillow's, in training and in evaluation
                 allow_missing_files=False,
                 options={},  # the dataset module's own keyword arguments
-                # Captions as token ids. tokenizer: "" for none, else see input_pipeline/text.py; vocab_size: of
-                # "train"; rephrased: how often a training caption is taken in its other words.
+                # Captions as token ids. tokenizer: "" for none, else see input_pipeline/text/tokenizer.py;
+                # vocab_size: of "train"; rephrased: how often a training caption is taken in its other words.
                 text=dict(tokenizer="", context=77, vocab_size=4096, rephrased=0.0),
             ),
             # Which training pictures are hidden: a rate per modality in the order of data.modalities.
@@ -98,7 +96,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             mesh=dict(data=-1, model=1),  # -1: all devices
             sharding=(),  # ordered (regex, axis names) over params, memory and moments; default: replicated
             evals=ConfigDict(sort_keys=False),  # results and tables keep its order
-            published={},  # {row of evals: {metric: fraction}}, which jax_mmreid.compare sets beside what runs reach
+            published={},  # {row of evals: {metric: fraction}}, which report.compare sets beside what runs reach
             best="full/mAP",  # the result that picks the checkpoint kept as best
             eval_every=1,  # epochs
             eval_from=0,  # epochs done before the first evaluation

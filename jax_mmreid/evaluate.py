@@ -19,12 +19,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jax_mmreid import __version__, evaluators, experiment, sharding, tables
+from jax_mmreid import __version__, evaluators, experiment, sharding
 from jax_mmreid.batch import Data
 from jax_mmreid.checkpoint import Checkpoints, newest
-from jax_mmreid.config import ConfigDict, ConfigError, config_hash, difference, require_same
+from jax_mmreid.config import ConfigDict, config_hash, difference, require_same
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.experiment import Experiment
-from jax_mmreid.models import pretrained
+from jax_mmreid.report import tables
+from jax_mmreid.weights import init as weights_init
 from jax_mmreid.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -207,7 +209,7 @@ def _init_differences(config: ConfigDict, workdir: Path) -> list[str]:
     if (workdir / "config.json").exists():
         require_same(workdir / "config.json", config)
     ours, found = config.data.to_dict(), []
-    for place, _ in pretrained.places(config.init):
+    for place, _ in weights_init.places(config.init):
         saved = Path(place) / "config.json"
         theirs = json.loads(saved.read_text())["data"] if saved.exists() else ours
         old, new = (data["options"].get("trial") for data in (theirs, ours))
@@ -219,7 +221,7 @@ def _init_differences(config: ConfigDict, workdir: Path) -> list[str]:
 def _from_init(config: ConfigDict, exp: Experiment, data: Data) -> tuple[int, dict]:
     """(0, variables with every part of the method from `config.init`)."""
     state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
-    return 0, pretrained.start_from(state, pretrained.load(config.init), data.image_size, required=None).variables
+    return 0, weights_init.start_from(state, weights_init.load(config.init), data.image_size, required=None).variables
 
 
 def _restore(exp: Experiment, workdir: Path, step: str, differences: list[str]) -> tuple[int, dict]:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from jax_mmreid import optim, sharding
 from jax_mmreid.batch import Batch, Data
-from jax_mmreid.config import ConfigDict, ConfigError, find
+from jax_mmreid.config import ConfigDict, find
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.methods import Method
 from jax_mmreid.state import TrainState
 

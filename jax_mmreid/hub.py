@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 HUB_ID = r"[\w.-]+/[\w.-]+"
 SECONDS = 10.0  # how long the Hub may stay silent

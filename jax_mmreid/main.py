@@ -15,9 +15,10 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from jax_mmreid import compare
-from jax_mmreid.batch import Data, DataError
-from jax_mmreid.config import ConfigDict, ConfigError, require_same
+from jax_mmreid.batch import Data
+from jax_mmreid.config import ConfigDict, require_same
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.report import compare
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ def main(argv: list[str]) -> int:
     import jax
 
     from input_pipeline import describe, open_data
-    from jax_mmreid import evaluate, plan, tables, train
+    from jax_mmreid import evaluate, train
+    from jax_mmreid.cost import traced
+    from jax_mmreid.report import tables
 
     config = CONFIG.value
     _log_to_stderr()
@@ -62,7 +65,7 @@ def main(argv: list[str]) -> int:
     try:
         if MODE.value == "plan":
             data = _checked(describe, **config.data.to_dict())
-            print(plan.markdown(config, data, plan.plan(config, data)))
+            print(traced.markdown(config, data, traced.plan(config, data)))
             return 0
         shard = (jax.process_index(), jax.process_count())
         if WATCH.value:

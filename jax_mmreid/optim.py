@@ -18,7 +18,7 @@ import optax
 from flax import traverse_util
 from jax import Array
 
-from jax_mmreid.config import ConfigError
+from jax_mmreid.errors import ConfigError
 
 # The multiplicative noise n_t of epochs 1..49 that the public code behind the paper's recipe draws (seed 42+t).
 LR_NOISE = (

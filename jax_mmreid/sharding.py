@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_mmreid.batch import Batch
-from jax_mmreid.config import ConfigError
+from jax_mmreid.errors import ConfigError
 
 
 def make_mesh(*, data: int, model: int, devices: list | None = None) -> Mesh:

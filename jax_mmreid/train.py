@@ -21,25 +21,18 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jax_mmreid import evaluators, experiment, sharding
-from jax_mmreid.batch import Batch, Data, DataError
+from jax_mmreid.batch import Batch, Data
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import ConfigDict, ConfigError, config_hash, require_same, to_json
+from jax_mmreid.config import ConfigDict, config_hash, require_same, to_json
+from jax_mmreid.errors import ConfigError, DataError, NonFiniteError, PreemptedError
 from jax_mmreid.experiment import Experiment, Phase
 from jax_mmreid.methods import Method
-from jax_mmreid.models import pretrained
 from jax_mmreid.ops import augment
 from jax_mmreid.state import TrainState, merge, streams
+from jax_mmreid.weights import init as weights_init
 from jax_mmreid.writer import Writer
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteError(Exception):
-    """The loss or a gradient is NaN or infinite. Exit code 4."""
-
-
-class PreemptedError(Exception):
-    """The process was asked to stop and has saved its state. Exit code 75."""
 
 
 def train_step(
@@ -143,7 +136,7 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
         raise ConfigError("this stage goes on from a finished one; name its workdir: --config.init=runs/NAME")
     state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
     if config.init:
-        state = pretrained.start_from(state, pretrained.load(config.init), data.image_size, config.requires_init)
+        state = weights_init.start_from(state, weights_init.load(config.init), data.image_size, config.requires_init)
     normalise = jax.jit(functools.partial(augment.normalise, mean=config.aug.mean, std=config.aug.std))
 
     def prepared() -> Iterator[Batch]:

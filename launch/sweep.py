@@ -7,7 +7,7 @@ python launch/sweep.py --config=configs/rgbnt201.py --vary=--config.weights.nce=
 --seeds: numbers as 1-3 or 1,3,5; without, the config's own seed. What else is given goes to every run. Every run has a
 folder of its own, WORKDIR/row=A,eta=0.3/seed1 (a "/" in a value is "-" there); the same command goes on where it
 stopped, and exits with the code of a run that did not end well. Writes WORKDIR/results.json and results.md, as
-jax_mmreid/compare.py makes them of all runs.
+jax_mmreid/report/compare.py makes them of all runs.
 """  # noqa: E501
 
 import argparse
@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jax_mmreid import compare
+from jax_mmreid.report import compare
 
 
 def varied(text: str) -> list[str]:

@@ -6,7 +6,7 @@ python launch/tvi_lfm.py --config=configs/regdb.py --trials=1-10 --init=weights/
 --trials and --seeds: numbers to run, as 1-10 or 1,3,5. --init: weights that stage "base" starts from. What else is given
 goes to both stages. Every run has a folder of its own, WORKDIR/trial3/seed1/{base,lfm}; the same command goes on where
 it stopped, and exits with the code of a stage that did not end well. Writes WORKDIR/results.json and results.md, as
-jax_mmreid/compare.py makes them of the runs of each stage.
+jax_mmreid/report/compare.py makes them of the runs of each stage.
 """  # noqa: E501
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jax_mmreid import compare
+from jax_mmreid.report import compare
 
 STAGES = ("base", "lfm")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_mmreid.batch import says
-from jax_mmreid.encoding import Encoder
+from jax_mmreid.evaluators.encoder import Encoder
 from jax_mmreid.sharding import make_mesh
 
 H, W, L, D = 2, 3, 9, 5

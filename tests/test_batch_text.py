@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import datasets, describe, open_data, text
+from input_pipeline import datasets, describe, open_data
 from input_pipeline.records import Records
-from input_pipeline.text import open_tokenizer
-from input_pipeline.token_table import Options, TokenTable, tokenise
-from jax_mmreid.batch import DataError, check, says
+from input_pipeline.text import token_table
+from input_pipeline.text.token_table import Options, TokenTable, tokenise
+from input_pipeline.text.tokenizer import open_tokenizer
+from jax_mmreid.batch import check, says
+from jax_mmreid.errors import DataError
 
 BOTH = ("rgb", "ir")
 OPTIONS = dict(layout="sysu_mm01", seed=2, num_train_ids=5, num_test_ids=2, images_per_camera=2, height=32)
@@ -189,7 +191,7 @@ def test_other_words_count_for_the_vocabulary_and_for_the_length_if_they_are_rea
 
 
 def test_without_a_tokenizer_nothing_is_tokenised(folder, monkeypatch):
-    monkeypatch.setattr(text, "open_tokenizer", None)
+    monkeypatch.setattr(token_table, "open_tokenizer", None)
     data = opened(folder, text=dict(tokenizer="", rephrased=0.5))
     assert (data.text, data.text_length, data.vocab) == ((), 0, 0)
     for batch in (next(data.train(0, 1)), next(data.split("query"))):
@@ -290,7 +292,7 @@ def test_captions_are_tokenised_once(folder, monkeypatch):
         seen.append((source, context, vocab_size, sorted(set(captions))))
         return tokenizer
 
-    monkeypatch.setattr(text, "open_tokenizer", tell)
+    monkeypatch.setattr(token_table, "open_tokenizer", tell)
     monkeypatch.setattr(
         type(tokenizer), "encode", lambda self, texts: seen.append(texts) or np.eye(len(texts), dtype=int)
     )

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline import captions
-from input_pipeline.captions import CaptionFiles, from_folder
 from input_pipeline.datasets import llcm
+from input_pipeline.parsing import captions
+from input_pipeline.parsing.captions import CaptionFiles, from_folder
 from input_pipeline.records import Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 # Made by the official code: RandomState(1), one choice from each of nine lists of these sizes.
 SIZES = (10, 10, 10, 7, 3, 1, 10, 9, 5)

@@ -12,7 +12,7 @@ import grain  # noqa: F401  (it defines flags when it is first imported, which m
 import pytest
 from absl.testing import flagsaver
 
-from input_pipeline import images
+from input_pipeline.reading import images
 from input_pipeline.synthesize import synthesize
 from jax_mmreid import main
 

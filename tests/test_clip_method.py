@@ -8,9 +8,9 @@ from conftest import assert_trees_close, open_tiny, start, tiny_clip_config, tin
 from test_image_text_loss import naive
 
 from jax_mmreid import experiment, train
-from jax_mmreid.batch import DataError, says
+from jax_mmreid.batch import says
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import ConfigError
+from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.ops import augment
 from jax_mmreid.sharding import to_global
 from jax_mmreid.state import merge, streams

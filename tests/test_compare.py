@@ -11,8 +11,10 @@ import pytest
 from conftest import load_config, tiny_config
 from test_cli import QUICKSTART, complaint, run
 
-from jax_mmreid import compare, evaluators
-from jax_mmreid.config import ConfigError, find, to_json
+from jax_mmreid import evaluators
+from jax_mmreid.config import find, to_json
+from jax_mmreid.errors import ConfigError
+from jax_mmreid.report import compare
 
 NAMES = ("full", "no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt", "mean_missing")
 MANY = "Percent; mean ± sample standard deviation where there are several runs."
@@ -196,7 +198,7 @@ def test_a_heat_map_shows_the_metric_that_is_asked_for(pairs):
 
 
 def test_comparing_needs_no_jax():
-    code = "import sys, jax_mmreid.compare; sys.exit('jax' in sys.modules)"
+    code = "import sys, jax_mmreid.report.compare; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

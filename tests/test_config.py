@@ -14,7 +14,6 @@ from jax_mmreid import experiment, optim
 from jax_mmreid.config import (
     FREE,
     ConfigDict,
-    ConfigError,
     base_config,
     config_hash,
     difference,
@@ -26,6 +25,7 @@ from jax_mmreid.config import (
     take_arg,
     to_json,
 )
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.miss_reid import MISS_REID_ROWS
 from jax_mmreid.state import merge
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import writers
 from input_pipeline.datasets import rgbnt201, synthetic
 from input_pipeline.records import Records
-from jax_mmreid.batch import DataError
+from input_pipeline.synthetic import layouts
+from jax_mmreid.errors import DataError
 
 ALL = ("rgb", "nir", "tir")
 TRAIN = ("000012_cam1_0_00", "000003_cam2_0_01", "000003_cam1_1_07", "000140_cam12_0_02", "000012_cam3_0_00")
@@ -238,7 +238,7 @@ def read(folder, **options):
     return synthetic.load(str(folder), modalities=modalities, allow_missing_files=False, **options)
 
 
-@pytest.mark.parametrize("layout", writers.LAYOUTS)
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_synthetic_draws_any_layout_and_reads_it_as_its_dataset_does(tmp_path, layout):
     found = read(tmp_path / layout, layout=layout, seed=2, **PLANS[1])
     module = importlib.import_module(f"input_pipeline.datasets.{layout}")
@@ -248,12 +248,12 @@ def test_synthetic_draws_any_layout_and_reads_it_as_its_dataset_does(tmp_path, l
         split: x.fingerprint() for split, x in own.items()
     }
     assert json.loads((tmp_path / layout / "synthesized.json").read_text())["layout"] == layout
-    with pytest.raises(DataError, match=f"was made with layout={layout} not {writers.LAYOUTS[layout == 'llcm']};"):
-        read(tmp_path / layout, layout=writers.LAYOUTS[layout == "llcm"], **PLANS[1])
+    with pytest.raises(DataError, match=f"was made with layout={layout} not {layouts.LAYOUTS[layout == 'llcm']};"):
+        read(tmp_path / layout, layout=layouts.LAYOUTS[layout == "llcm"], **PLANS[1])
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-@pytest.mark.parametrize("layout", writers.LAYOUTS)
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_synthetic_counts_are_what_it_draws(tmp_path, layout, plan):
     both = ("rgb", "ir") if layout in CROSS_MODAL else ALL
     more = {"sysu_mm01": dict(source="npy"), "regdb": dict(trial=7), "rgbnt201": dict(captioner="Blip")}.get(layout, {})

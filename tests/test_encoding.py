@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import noise, open_tiny, tiny_config
 
-from jax_mmreid import encoding, evaluators, experiment
+from jax_mmreid import evaluators, experiment
 from jax_mmreid.config import missing_evals
+from jax_mmreid.evaluators import encoder as encoding
 from jax_mmreid.methods.miss_reid import MissReID
 from jax_mmreid.models.language import Language
 

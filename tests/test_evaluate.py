@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from conftest import noise, open_tiny, tiny_config
 
-from jax_mmreid import encoding, evaluate, evaluators, experiment, tables
-from jax_mmreid.batch import DataError
+from jax_mmreid import evaluate, evaluators, experiment
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import ConfigError, config_hash, to_json
+from jax_mmreid.config import config_hash, to_json
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators import encoder as encoding
 from jax_mmreid.metrics import ranking, rerank
+from jax_mmreid.report import tables
 
 METRICS = ranking.METRICS
 SIX = ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")

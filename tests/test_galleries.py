@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from input_pipeline import galleries
 from input_pipeline.records import Records
+from jax_mmreid.metrics import galleries
 
 # Made by the official code: per trial, one choice from each of nine lists of these sizes.
 SIZES = (10, 10, 10, 7, 3, 1, 10, 9, 5)

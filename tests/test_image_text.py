@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from captioned import LEVELS, Captioned, H, W, Whole, caption, draw, picture, run
 
-from jax_mmreid import encoding
-from jax_mmreid.batch import DataError
-from jax_mmreid.config import ConfigError
-from jax_mmreid.evaluators import image_text
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators import encoder, image_text
 
 SENTENCES = ("a man", "a man in red", "a woman", "man a", "a man in red hat", "a woman in blue", "hat")
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -94,13 +92,13 @@ def test_eight_devices_measure_what_one_does():
 def test_pictures_and_captions_are_encoded_once_for_both_directions(monkeypatch):
     calls, data = Counter(), Captioned(draw(3, 20, SENTENCES))
     for name in ("_encode", "_embed"):
-        original = getattr(encoding, name)
+        original = getattr(encoder, name)
 
         def counting(*args, name=name, original=original, **settings):
             calls[name] += 1
             return original(*args, **settings)
 
-        monkeypatch.setattr(encoding, name, counting)
+        monkeypatch.setattr(encoder, name, counting)
     run(image_text, data, **both(), again=row(), **both("nir"))
     assert data.read == {"test": 3}
     assert calls == {"_encode": 3, "_embed": 4 * 3}  # pictures and captions of two modalities

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from input_pipeline import images
-from jax_mmreid.batch import DataError
+from input_pipeline.reading import images
+from jax_mmreid.errors import DataError
 
 H, W = 11, 7
 BILINEAR, BICUBIC, LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS

@@ -6,8 +6,10 @@ import jax
 import pytest
 from captioned import VARIABLES, Captioned, Whole, draw
 
-from jax_mmreid import evaluators, tables
-from jax_mmreid.config import ConfigDict, ConfigError, base_config, missing_evals
+from jax_mmreid import evaluators
+from jax_mmreid.config import ConfigDict, base_config, missing_evals
+from jax_mmreid.errors import ConfigError
+from jax_mmreid.report import tables
 from jax_mmreid.sharding import make_mesh
 
 SENTENCES = ("a man in red", "a man", "a hat in blue")

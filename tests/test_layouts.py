@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tvi_lfm_golden as golden
 
-from jax_mmreid.models import layouts
+from jax_mmreid.weights import layouts
 
 WIDTH, LAYERS, DIM, VOCAB, CONTEXT, PATCH, GRID = 14, 3, 5, 49408, 19, 2, 3  # all of CLIP's ids
 HEADS = {"image": 2, "text": 7}

@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 import input_pipeline
-from input_pipeline import galleries, images, loader, missing, open_data
+from input_pipeline import open_data
 from input_pipeline.datasets import rgbnt201
+from input_pipeline.reading import images, loader, masks
 from input_pipeline.records import Records
 from jax_mmreid import sharding, train
-from jax_mmreid.batch import DataError, check
+from jax_mmreid.batch import check
+from jax_mmreid.errors import DataError
+from jax_mmreid.metrics import galleries
 
 ALL = ("rgb", "nir", "tir")
 FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
@@ -83,7 +86,7 @@ def test_what_open_data_says_of_the_data(tree):
     assert data.batch_size == 6 and data.steps_per_epoch >= 2
     assert data.num_rows("train") == sum(COUNTS.values()) and data.num_rows("test") == 13
     assert data.present_train.shape == (22, 3) and data.present_train.any(axis=1).all()
-    assert data.missing_rates == missing.rates(data.present_train, ALL)
+    assert data.missing_rates == masks.rates(data.present_train, ALL)
     assert data.fingerprint == opened(tree, seed=9, threads=1).fingerprint
     assert data.fingerprint != opened(tree, missing=MASKS | {"seed": 5}).fingerprint
 
@@ -255,7 +258,7 @@ def test_dropped_rows_are_left_out_of_training(tree):
     all_pids = np.repeat(PIDS, [COUNTS[pid] for pid in PIDS])
     np.testing.assert_array_equal(rows["pid"][valid], all_pids[kept])
     assert data.pids == tuple(sorted(set(all_pids[kept].tolist())))
-    assert data.missing_rates == missing.rates(data.present_train[kept], ALL)
+    assert data.missing_rates == masks.rates(data.present_train[kept], ALL)
     for batch in data.train(0, 6):
         assert np.stack(list(batch["present"].values()), axis=1).any(axis=1).all()
     with pytest.raises(DataError, match="every training row lost all its pictures"):
@@ -273,9 +276,7 @@ def test_saved_masks_replace_drawn_ones(tree, tmp_path):
         opened(tree, modalities=("rgb", "nir"), missing=MASKS | {"eta": (0.0, 0.0), "mask_file": path})
     hidden = data.present_train.copy()
     hidden[6] = False
-    missing.save(
-        path, hidden, rgbnt201.load(str(tree), modalities=ALL, allow_missing_files=False)["train"].fingerprint()
-    )
+    masks.save(path, hidden, rgbnt201.load(str(tree), modalities=ALL, allow_missing_files=False)["train"].fingerprint())
     with pytest.raises(DataError, match=f"{path} hides every picture of train_171/RGB/0000"):
         opened(tree, missing=MASKS | {"mask_file": path})
     drop = opened(tree, missing=MASKS | {"mask_file": path, "all_missing": "drop_sample"})
@@ -505,7 +506,7 @@ def test_a_row_gives_way_to_one_that_shows_the_same_modality(copy, monkeypatch, 
     present[first] = (False, True, False)
     present[first + 1] = (True, False, True)
     records = rgbnt201.load(str(copy), modalities=ALL, allow_missing_files=False)["train"]
-    missing.save(path, present, records.fingerprint())
+    masks.save(path, present, records.fingerprint())
     options = dict(missing=MASKS | {"mask_file": path}, on_bad_image="drop")
     before = list(opened(copy, **options).train(0, 12))
     spoiled(copy, first, ["nir"])

@@ -12,9 +12,8 @@ from PIL import Image
 from input_pipeline import describe
 from input_pipeline.datasets import manifest
 from jax_mmreid import evaluators, experiment, train
-from jax_mmreid.batch import DataError
-from jax_mmreid.config import ConfigError
-from jax_mmreid.tables import markdown
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.report.tables import markdown
 
 HEADER = "split,pid,camid,view,rgb,nir,tir,ir,caption_rgb,caption_ir"
 ROWS = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import assert_trees_close, open_tiny, start, tiny_config
 
-from jax_mmreid.config import ConfigError
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.methods import miss_reid
 from jax_mmreid.ops import masked
 from jax_mmreid.state import merge, streams

@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 
-from input_pipeline import missing
-from jax_mmreid.batch import DataError
+from input_pipeline.reading import masks
+from jax_mmreid.errors import DataError
 
 NAMES = ("rgb", "nir", "tir")
 N = 4001
 
 
 def draw(eta, num_rows=N, names=NAMES, seed=3, **options):
-    return missing.draw(num_rows, names, eta=eta, seed=seed, **options)
+    return masks.draw(num_rows, names, eta=eta, seed=seed, **options)
 
 
 def test_bernoulli_masks_follow_the_specified_draw():
     eta = (0.1, 0.3, 0.5)
     present = draw(eta, all_missing="drop_sample")
     np.testing.assert_array_equal(present, np.random.default_rng(3).random((N, 3)) >= eta)
-    for rate, want in zip(missing.rates(present, NAMES).values(), eta, strict=True):
+    for rate, want in zip(masks.rates(present, NAMES).values(), eta, strict=True):
         assert abs(rate - want) < 4 * np.sqrt(want * (1 - want) / N)
 
 
@@ -38,13 +38,13 @@ def test_repair_by_hand(monkeypatch):
             assert shape == (2, 2)
             return np.array([[0.4, 0.5], [0.1, 0.95]])  # ratios of row 0: 0.8 and 0.625
 
-    monkeypatch.setattr(missing.np.random, "default_rng", lambda seed: Fixed())
+    monkeypatch.setattr(masks.np.random, "default_rng", lambda seed: Fixed())
     present = draw((0.5, 0.8), num_rows=2, names=("rgb", "nir"))
     assert present.tolist() == [[True, False], [False, True]]
 
 
 def test_repaired_rate_at_one_half_is_the_published_estimate():
-    rates = missing.rates(draw((0.5, 0.5, 0.5), num_rows=60_000), NAMES)
+    rates = masks.rates(draw((0.5, 0.5, 0.5), num_rows=60_000), NAMES)
     np.testing.assert_allclose(list(rates.values()), 0.458, atol=0.01)
 
 
@@ -89,7 +89,7 @@ def test_reject_draws_empty_rows_again():
         draw(eta, all_missing="reject", mode="exact")
 
 
-@pytest.mark.parametrize("mode", missing.MODES)
+@pytest.mark.parametrize("mode", masks.MODES)
 def test_files_that_do_not_exist_are_never_present(mode):
     has_file = np.random.default_rng(0).random((N, 3)) < 0.6
     has_file[~has_file.any(axis=1), 1] = True
@@ -126,12 +126,12 @@ def test_bad_arguments_are_told_by_their_config_key(options, message):
 def test_saved_masks_come_back_for_the_same_files_only(tmp_path):
     path = str(tmp_path / "masks")
     present = draw((0.2, 0.4, 0.6))
-    missing.save(path, present, "abc")
-    np.testing.assert_array_equal(missing.load(path, "abc", present.shape), present)
+    masks.save(path, present, "abc")
+    np.testing.assert_array_equal(masks.load(path, "abc", present.shape), present)
     with pytest.raises(DataError, match="another list of files"):
-        missing.load(path, "abd", present.shape)
+        masks.load(path, "abd", present.shape)
     with pytest.raises(DataError, match=r"\(4001, 3\), expected bool\(4001, 2\)"):
-        missing.load(path, "abc", (N, 2))
+        masks.load(path, "abc", (N, 2))
 
 
 def test_unreadable_mask_files_are_named(tmp_path):
@@ -141,11 +141,11 @@ def test_unreadable_mask_files_are_named(tmp_path):
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(DataError, match=f"cannot read masks from .*{name}"):
-            missing.load(str(path), "abc", (2, 3))
+            masks.load(str(path), "abc", (2, 3))
     with open(tmp_path / "pickled", "wb") as file:
         np.savez(file, present=np.array([None]), fingerprint=np.array("abc"))
     with pytest.raises(DataError, match="pickled"):
-        missing.load(str(tmp_path / "pickled"), "abc", (2, 3))
+        masks.load(str(tmp_path / "pickled"), "abc", (2, 3))
     np.save(tmp_path / "bare.npy", np.ones((2, 3), bool))
     with pytest.raises(DataError, match="bare"):
-        missing.load(str(tmp_path / "bare.npy"), "abc", (2, 3))
+        masks.load(str(tmp_path / "bare.npy"), "abc", (2, 3))

@@ -12,7 +12,7 @@ from conftest import open_tiny, tiny_config
 from flax import traverse_util
 
 from jax_mmreid import experiment
-from jax_mmreid.config import ConfigError
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.optim import (
     LR_NOISE,
     group_names,

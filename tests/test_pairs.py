@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import datasets, images, loader, open_data, tfds_builder
-from jax_mmreid.batch import DataError, check
+from input_pipeline import datasets, open_data, tfds_builder
+from input_pipeline.reading import images, loader
+from jax_mmreid.batch import check
+from jax_mmreid.errors import DataError
 
 BOTH = ("rgb", "ir")
 P, K = 3, 4

@@ -7,9 +7,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from conftest import load_config, noise, open_tiny, tiny_config
 
-from jax_mmreid import evaluate, evaluators, experiment, tables
+from jax_mmreid import evaluate, evaluators, experiment
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import ConfigDict, ConfigError, config_hash, difference, missing_evals, to_json
+from jax_mmreid.config import ConfigDict, config_hash, difference, missing_evals, to_json
+from jax_mmreid.errors import ConfigError
+from jax_mmreid.report import tables
 
 SEVEN = ("full", "no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")
 EVERY = [f"{query}>{gallery}" for query, gallery in itertools.product(SEVEN, repeat=2)]

@@ -16,9 +16,9 @@ import pytest
 from conftest import load_config, open_tiny, tiny_config
 
 from input_pipeline import datasets, describe
-from jax_mmreid import experiment, plan
-from jax_mmreid.config import ConfigError
-from jax_mmreid.models import complexity
+from jax_mmreid import experiment
+from jax_mmreid.cost import published, traced
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.models.clip import ImageTower, TextTower
 from jax_mmreid.models.language import Inversion
 from jax_mmreid.models.structure import StructureQueries
@@ -33,7 +33,7 @@ def planned(name, arg="", **changes):
     config = load_config(name, arg)
     config.model.update(changes)
     data = describe(**config.data.to_dict())
-    return config, data, plan.plan(config, data)
+    return config, data, traced.plan(config, data)
 
 
 @pytest.fixture(scope="module", params=MISS_REID_ROWS)
@@ -44,7 +44,7 @@ def row(request):
 def test_every_row_has_its_published_figures(row):
     name, (config, data, parts) = row
     rounded = ("86.4", "34.3") if name in "ABCD" else ("89.6", "43.6")
-    text = plan.markdown(config, data, parts)
+    text = traced.markdown(config, data, parts)
     assert "Counted as the publication counts: {} M parameters, {} G multiply-adds".format(*rounded) in text
     exact = (86_407_680, 34_275_371_616) if name in "ABCD" else (89_579_264, 43_638_566_304)
     assert (parts["total"].published_parameters, parts["total"].published) == exact
@@ -116,7 +116,7 @@ def test_fewer_modalities_are_fewer_passes(modalities, count):
 def test_the_quickstart_has_a_plan_for_every_row(row):
     config, data, parts = planned("quickstart", f"row={row}")
     assert parts["total"].trained > 0 and parts["total"].published > 0
-    lines = plan.markdown(config, data, parts).splitlines()
+    lines = traced.markdown(config, data, parts).splitlines()
     assert "synthetic taken as 96 training identities, 4 cameras, 768 rows." in lines[0]
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == len(parts) + 2 and len({len(line) for line in table}) == 1
@@ -135,7 +135,7 @@ def test_a_config_for_many_devices_is_planned_on_one():
     config = load_config("quickstart")
     data = describe(**config.data.to_dict())
     config.mesh.update(data=64, model=4)
-    assert plan.plan(config, data) == planned("quickstart")[2]
+    assert traced.plan(config, data) == planned("quickstart")[2]
     assert config.mesh.to_dict() == {"data": 64, "model": 4}
 
 
@@ -143,7 +143,7 @@ def test_a_picture_of_no_whole_patches_is_refused():
     config = load_config("quickstart")
     config.data.image_size = (30, 16)
     with pytest.raises(ConfigError, match="30x16"):
-        plan.plan(config, describe(**config.data.to_dict()))
+        traced.plan(config, describe(**config.data.to_dict()))
 
 
 # Counts by hand.
@@ -152,7 +152,7 @@ def test_a_picture_of_no_whole_patches_is_refused():
 def count(f, *shapes, choose=max):
     """Multiply-adds of f on float32 arrays of these shapes."""
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return plan.multiply_adds(jax.make_jaxpr(f)(*arrays).jaxpr, choose).total()
+    return traced.multiply_adds(jax.make_jaxpr(f)(*arrays).jaxpr, choose).total()
 
 
 def test_matrix_products():
@@ -211,7 +211,7 @@ def test_programs_inside_are_followed():
 
 def test_a_while_loop_is_counted_once_and_told(monkeypatch):
     told = []
-    monkeypatch.setattr(plan.log, "warning", lambda *args: told.append(args))
+    monkeypatch.setattr(traced.log, "warning", lambda *args: told.append(args))
     assert count(lambda x, w: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x), (2, 3), (3, 3)) == 18
     assert len(told) == 1
     assert count(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: 2 * x, x), (2, 3)) == 0
@@ -221,23 +221,23 @@ def test_a_while_loop_is_counted_once_and_told(monkeypatch):
 # The papers' way of counting against ours: the same products, and what that counter overlooks or repeats.
 
 
-def traced(module, *args, **options):
+def products(module, *args, **options):
     variables = jax.eval_shape(lambda *args: module.init(jax.random.PRNGKey(0), *args, **options), *args)
     jaxpr = jax.make_jaxpr(lambda variables, *args: module.apply(variables, *args, **options))(variables, *args)
-    return plan.multiply_adds(jaxpr.jaxpr).total()
+    return traced.multiply_adds(jaxpr.jaxpr).total()
 
 
 def test_products_of_the_image_tower():
     tower = ImageTower(patch=4, width=10, layers=3, heads=2, dim=7)
     picture = jnp.zeros((1, 20, 12, 3))
-    assert complexity.patches(tower, (20, 12)) == 15
-    assert complexity.image_tower(tower, (20, 12)).products == traced(tower, picture)
+    assert published.patches(tower, (20, 12)) == 15
+    assert published.image_tower(tower, (20, 12)).products == products(tower, picture)
 
 
 def test_products_of_the_text_tower_without_the_masked_one():
     tower = TextTower(vocab=23, context=17, width=10, layers=3, heads=2, dim=7)
     masked = 3 * 13**2 * 10
-    assert complexity.text_tower(tower, 13).products + masked == traced(tower, jnp.zeros((1, 13, 10)), 11)
+    assert published.text_tower(tower, 13).products + masked == products(tower, jnp.zeros((1, 13, 10)), 11)
 
 
 @pytest.mark.parametrize("out_proj", [False, True])
@@ -245,13 +245,13 @@ def test_products_of_the_structure_queries(out_proj):
     module = StructureQueries(queries=5, width=14, heads=2, out_proj=out_proj)
     # We average over queries before the values and the last projection are read, not after.
     saved = (5 - 1) * (13 * 14 + (14 * 14 if out_proj else 0))
-    ours = traced(module, jnp.zeros((1, 13, 11)))
-    assert complexity.structure_queries(module, 13, 11).products == ours + saved
+    ours = products(module, jnp.zeros((1, 13, 11)))
+    assert published.structure_queries(module, 13, 11).products == ours + saved
 
 
 def test_products_of_the_inversion_network():
     module = Inversion(hidden=13, dim=7)
-    assert complexity.inversion(module, 11).products == traced(module, jnp.zeros((1, 11)), train=False)
+    assert published.inversion(module, 11).products == products(module, jnp.zeros((1, 11)), train=False)
 
 
 # Any method.
@@ -304,7 +304,7 @@ def test_parts_are_named_after_the_fields_of_the_method(monkeypatch):
         "rgb": (20, 0, 0),
         "total": (98, 20, 60 + 130 + 52),
     }
-    assert "publication" not in plan.markdown(config, data, parts)
+    assert "publication" not in traced.markdown(config, data, parts)
 
 
 # The stand-in for data, and the command.
@@ -317,7 +317,7 @@ def test_a_described_dataset_is_the_opened_one(drawn):
         assert getattr(described, field) == getattr(opened, field)
     assert len(described.pids) == len(opened.pids)
     assert described.num_rows("train") == opened.num_rows("train")
-    assert plan.plan(config, described) == plan.plan(config, opened)
+    assert traced.plan(config, described) == traced.plan(config, opened)
     with pytest.raises(ValueError, match="no split 'test'"):
         described.num_rows("test")
 

@@ -15,11 +15,12 @@ from safetensors.numpy import save_file
 from test_layouts import CONTEXT, DIM, HEADS, LAYERS, PATCH, VOCAB, WIDTH, openai, transformers_clip
 
 from jax_mmreid import experiment, train
-from jax_mmreid.batch import DataError
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.models import layouts, pretrained
+from jax_mmreid.errors import DataError
 from jax_mmreid.models.clip import resize_positions
 from jax_mmreid.tools import convert
+from jax_mmreid.weights import init as weights_init
+from jax_mmreid.weights import layouts
 
 CONFIG = dict(
     model_type="clip",
@@ -61,7 +62,7 @@ def assert_same(found, expected):
 def test_a_folder_of_transformers_becomes_a_folder_of_ours(clip_folder, tmp_path, capsys):
     code, out, _ = run(capsys, f"--input={clip_folder}", f"--output={tmp_path / 'out'}")
     assert code == 0 and "image " in out, out
-    assert_same(pretrained.load(tmp_path / "out"), layouts.to_ours(transformers_clip(), "transformers", HEADS))
+    assert_same(weights_init.load(tmp_path / "out"), layouts.to_ours(transformers_clip(), "transformers", HEADS))
     about = json.loads((tmp_path / "out" / "about.json").read_text())
     assert about["heads"] == HEADS and about["source"] == str(clip_folder)
     assert list(about["sha256"]) == ["model.safetensors"]
@@ -72,9 +73,9 @@ def test_out_to_safetensors_and_in_again_changes_no_bit(clip_folder, tmp_path, c
     folder, file, again = tmp_path / "out", tmp_path / "x.safetensors", tmp_path / "again"
     assert run(capsys, f"--input={clip_folder}", f"--output={folder}")[0] == 0
     assert run(capsys, f"--input={folder}", f"--output={file}", "--export=safetensors", f"--layout={layout}")[0] == 0
-    assert_same(pretrained.load(file), pretrained.load(folder))
+    assert_same(weights_init.load(file), weights_init.load(folder))
     assert run(capsys, f"--input={file}", f"--output={again}")[0] == 0
-    assert_same(pretrained.load(again), pretrained.load(folder))
+    assert_same(weights_init.load(again), weights_init.load(folder))
 
 
 def test_weights_in_several_files_are_one(clip_folder, tmp_path):
@@ -86,7 +87,7 @@ def test_weights_in_several_files_are_one(clip_folder, tmp_path):
     (clip_folder / "model.safetensors").unlink()
     index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
     (clip_folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert_same(pretrained.load(clip_folder), layouts.to_ours(tensors, "transformers", HEADS))
+    assert_same(weights_init.load(clip_folder), layouts.to_ours(tensors, "transformers", HEADS))
 
 
 @pytest.mark.reference
@@ -99,9 +100,9 @@ def test_a_pytorch_file_is_converted_before_a_run_reads_it(torch, tmp_path, caps
     else:
         torch.save({name: torch.tensor(x) for name, x in openai_wide().items()}, file)
     with pytest.raises(DataError, match=r"clip.pt must be converted .*: python -m jax_mmreid.tools.convert --input="):
-        pretrained.load(file)
+        weights_init.load(file)
     assert run(capsys, f"--input={file}", f"--output={folder}", "--source=openai")[0] == 0
-    assert_same(pretrained.load(folder), layouts.to_ours(openai_wide(), "openai", {}))
+    assert_same(weights_init.load(folder), layouts.to_ours(openai_wide(), "openai", {}))
 
 
 def as_module(torch, tensors):
@@ -247,7 +248,7 @@ def _as_large(config):
 def test_half_precision_weights_start_a_run_in_float32(drawn, tmp_path):
     exp, data, fresh = start(clip_config(drawn, ""))
     weights = layouts.to_ours(openai(np.float16), "openai", HEADS)
-    state = pretrained.start_from(fresh, weights, data.image_size)
+    state = weights_init.start_from(fresh, weights, data.image_size)
     variables, before = state.variables["params"], fresh.variables["params"]
     ours = traverse_util.unflatten_dict(weights, sep="/")["params"]
     for part, own in (("image", {"camera_embedding", "position_embedding"}), ("text", set())):
@@ -270,7 +271,7 @@ def test_contrastive_training_goes_on_from_clip(drawn, clip_folder, tmp_path, lo
     """Both towers and the temperature are CLIP's; the bias of the sigmoid loss, which CLIP lacks, starts anew."""
     config = _as_large(tiny_clip_config(drawn, loss, init=str(clip_folder)))
     config.data.text.context = CONTEXT
-    state, weights = begun(config, tmp_path), pretrained.load(clip_folder)
+    state, weights = begun(config, tmp_path), weights_init.load(clip_folder)
     params = traverse_util.flatten_dict(state.params, sep="/")
     for path in ("text/projection", "text/block_1/fc/kernel", "image/class_embedding", "logit_scale"):
         np.testing.assert_array_equal(params[path], weights[f"params/{path}"])
@@ -289,7 +290,7 @@ def test_config_init_starts_a_run_and_fills_its_memory(drawn, tmp_path, clip_fol
     with caplog.at_level("INFO", logger="jax_mmreid"):
         state = begun(clip_config(drawn, tmp_path / "weights", row=row), tmp_path / "run")
     assert f"init: {'image, text' if row == 'F' else 'image'} taken over; heads" in caplog.text
-    weights = pretrained.load(tmp_path / "weights")
+    weights = weights_init.load(tmp_path / "weights")
     kernel = "params/image/block_2/fc/kernel"
     np.testing.assert_array_equal(state.params["image"]["block_2"]["fc"]["kernel"], weights[kernel])
     direct = begun(clip_config(drawn, clip_folder / "model.safetensors", row=row), tmp_path / "direct")
@@ -308,12 +309,12 @@ def test_a_run_starts_another(drawn, tmp_path):
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save_frozen(state.frozen)
             checkpoints.save(step, state, {})
-    weights = pretrained.load(tmp_path)
-    state = pretrained.start_from(fresh, weights, data.image_size)
+    weights = weights_init.load(tmp_path)
+    state = weights_init.start_from(fresh, weights, data.image_size)
     assert_trees_close(state.variables["params"], first.variables["params"], atol=0)
     assert_trees_close(state.batch_stats, first.batch_stats, atol=0)
     smaller = {p: x[:, :-1] if p.endswith("classifier/kernel") else x for p, x in weights.items()}
-    state = pretrained.start_from(fresh, smaller, data.image_size)
+    state = weights_init.start_from(fresh, smaller, data.image_size)
     heads = state.params["heads"], fresh.params["heads"]
     assert_trees_close(*({name: head["classifier"] for name, head in part.items()} for part in heads), atol=0)
 
@@ -321,7 +322,7 @@ def test_a_run_starts_another(drawn, tmp_path):
 def refuse(drawn, weights, match, **changes):
     _, data, state = start(clip_config(drawn, "", **changes))
     with pytest.raises(DataError, match=match):
-        pretrained.start_from(state, weights, data.image_size)
+        weights_init.start_from(state, weights, data.image_size)
 
 
 def test_weights_of_another_architecture_are_refused(drawn):
@@ -358,32 +359,32 @@ def test_a_position_table_that_is_no_square_is_refused(drawn):
 @pytest.mark.parametrize("place, match", [("nowhere", "no file or folder nowhere"), ("", "holds no weights")])
 def test_a_place_without_weights_is_refused(tmp_path, place, match):
     with pytest.raises(DataError, match=match):
-        pretrained.load(place or tmp_path)
+        weights_init.load(place or tmp_path)
 
 
 def test_parts_of_a_place(clip_folder, tmp_path):
-    whole = {path: x for path, x in pretrained.load(clip_folder).items() if not path.startswith("extra/")}
+    whole = {path: x for path, x in weights_init.load(clip_folder).items() if not path.startswith("extra/")}
     parts = {path.split("/")[1] for path in whole}
     assert parts == {"image", "text", "logit_scale"}
     for asked in ("text", "image+logit_scale"):
-        found = pretrained.load(f"{clip_folder}:{asked}")
+        found = weights_init.load(f"{clip_folder}:{asked}")
         assert {path.split("/")[1] for path in found} == set(asked.split("+"))
         assert all((found[path] == whole[path]).all() for path in found)
-    both = pretrained.load(f"{clip_folder}:image,{clip_folder}:text")
+    both = weights_init.load(f"{clip_folder}:image,{clip_folder}:text")
     assert both.keys() == {path for path in whole if "logit_scale" not in path}
     with pytest.raises(DataError, match="has image, logit_scale, text and lacks pool$"):
-        pretrained.load(f"{clip_folder}:text+pool")
+        weights_init.load(f"{clip_folder}:text+pool")
     named = tmp_path / "run:text"
     named.mkdir()
-    assert pretrained.places(str(named)) == [(str(named), set())]
-    assert pretrained.places(f"{named}:image,b") == [(str(named), {"image"}), ("b", set())]
+    assert weights_init.places(str(named)) == [(str(named), set())]
+    assert weights_init.places(f"{named}:image,b") == [(str(named), {"image"}), ("b", set())]
 
 
 def test_a_broken_converted_folder_is_refused(clip_folder, tmp_path):
     convert.convert(str(clip_folder), tmp_path / "out")
     (tmp_path / "out" / "weights" / "_METADATA").unlink()
     with pytest.raises(DataError, match="weights: cannot read .*out/weights") as caught:
-        pretrained.load(tmp_path / "out")
+        weights_init.load(tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 

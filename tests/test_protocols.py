@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from input_pipeline import galleries
 from input_pipeline.records import Records
-from jax_mmreid import encoding
-from jax_mmreid.batch import DataError
-from jax_mmreid.config import ConfigError
-from jax_mmreid.encoding import Encoder
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators import encoder as encoding
 from jax_mmreid.evaluators import retrieval
-from jax_mmreid.metrics import ranking
+from jax_mmreid.evaluators.encoder import Encoder
+from jax_mmreid.metrics import galleries, ranking
 from jax_mmreid.sharding import make_mesh
 
 PEOPLE = (3, 5, 8, 11, 20)

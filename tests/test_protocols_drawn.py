@@ -7,7 +7,7 @@ from conftest import load_config, open_tiny
 
 from input_pipeline.synthesize import synthesize
 from jax_mmreid import evaluators, experiment, sharding
-from jax_mmreid.config import ConfigError
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.metrics import ranking
 
 ROWS = ("ir_backup", "ir", "text", "fusion", "mer")

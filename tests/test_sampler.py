@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from input_pipeline.sampler import IdentitySampler, PairSampler, draw_pairs
-from jax_mmreid.batch import DataError
+from input_pipeline.reading.sampler import IdentitySampler, PairSampler, draw_pairs
+from jax_mmreid.errors import DataError
 
 P, K = 3, 4
 COUNTS = (9, 2, 4, 11, 1, 8, 5)  # rows per label: fewer than K, exactly K, multiples, remainders

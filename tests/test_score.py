@@ -12,11 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from input_pipeline import galleries
 from input_pipeline.records import Records
-from jax_mmreid.batch import DataError
-from jax_mmreid.config import ConfigError
-from jax_mmreid.metrics import ranking
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.metrics import galleries, ranking
 from jax_mmreid.metrics.rerank import rerank
 from jax_mmreid.tools import score as tool
 from jax_mmreid.tools.score import score

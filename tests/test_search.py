@@ -10,7 +10,7 @@ import pytest
 from brute import metrics, people, problems, ranks
 from hypothesis import given, settings
 
-from jax_mmreid.metrics import ranking, search
+from jax_mmreid.metrics import device_ranking, ranking
 from jax_mmreid.sharding import make_mesh
 
 ONE = make_mesh(data=1, model=1, devices=jax.devices()[:1])
@@ -35,12 +35,12 @@ def test_ranks_are_those_of_the_definitions(by_identity):
         expected = metrics(dots(query, gallery), rows, by_identity)
         if expected is None:
             with pytest.raises(ValueError, match="no query has a match in the gallery"):
-                search.rank(*problem, ONE, by_identity=by_identity)
+                device_ranking.rank(*problem, ONE, by_identity=by_identity)
             return
-        hits, first = search.ranks(*problem, ONE, by_identity=by_identity)
+        hits, first = device_ranking.ranks(*problem, ONE, by_identity=by_identity)
         found = [([r for r in row if r], f) for row, f in zip(hits.tolist(), first.tolist())]
         assert found == ranks(dots(query, gallery), rows, by_identity)
-        got = search.rank(*problem, ONE, by_identity=by_identity)
+        got = device_ranking.rank(*problem, ONE, by_identity=by_identity)
         assert set(got) == set(expected)
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-12, err_msg=name)
@@ -52,13 +52,13 @@ def test_ranks_are_those_of_the_definitions(by_identity):
 @pytest.mark.parametrize("mesh", list(MESHES)[1:])
 @pytest.mark.parametrize("by_identity", [False, True])
 def test_devices_change_nothing_to_the_last_bit(monkeypatch, G, mesh, by_identity):
-    monkeypatch.setattr(search, "QUERIES", 32)
-    monkeypatch.setattr(search, "GALLERY", 64)
+    monkeypatch.setattr(device_ranking, "QUERIES", 32)
+    monkeypatch.setattr(device_ranking, "GALLERY", 64)
     problem = people(G, 50, G, identities=2 if G == 1 else 20)
-    one, many = (search.rank(*problem, m, by_identity=by_identity) for m in (ONE, MESHES[mesh]))
+    one, many = (device_ranking.rank(*problem, m, by_identity=by_identity) for m in (ONE, MESHES[mesh]))
     for name, value in one.items():
         np.testing.assert_array_equal(many[name], value, err_msg=name)
-    a, b = (search.ranks(*problem, m, by_identity=by_identity) for m in (ONE, MESHES[mesh]))
+    a, b = (device_ranking.ranks(*problem, m, by_identity=by_identity) for m in (ONE, MESHES[mesh]))
     np.testing.assert_array_equal(a.hits, b.hits)
     np.testing.assert_array_equal(a.first, b.first)
 
@@ -68,10 +68,10 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, sides):
     rng = np.random.default_rng(0)
     query, gallery, rows = people(3, 90, 211)
     query, gallery = (rng.integers(-2, 3, x.shape).astype(np.float32) for x in (query, gallery))  # exact products
-    expected = search.rank(query, gallery, rows, ONE)
-    monkeypatch.setattr(search, "QUERIES", sides[0])
-    monkeypatch.setattr(search, "GALLERY", sides[1])
-    for name, value in search.rank(query, gallery, rows, MESHES["3"]).items():
+    expected = device_ranking.rank(query, gallery, rows, ONE)
+    monkeypatch.setattr(device_ranking, "QUERIES", sides[0])
+    monkeypatch.setattr(device_ranking, "GALLERY", sides[1])
+    for name, value in device_ranking.rank(query, gallery, rows, MESHES["3"]).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
@@ -79,7 +79,7 @@ def test_given_and_computed_distances_have_the_same_metrics():
     query, gallery, rows = people(5, 290, 1500, spread=1.0)
     for by_identity in (False, True):
         given = ranking.rank(-np.einsum("qd,gd->qg", query, gallery, dtype=np.float64), rows, by_identity=by_identity)
-        found = search.rank(query, gallery, rows, ONE, by_identity=by_identity)
+        found = device_ranking.rank(query, gallery, rows, ONE, by_identity=by_identity)
         for name, value in given.items():
             np.testing.assert_allclose(found[name], value, atol=1e-4, err_msg=name)  # near ties of float32
         assert 0 < given["TPR@1e-4"] < given["TPR@1e-3"] < given["TPR@1e-2"] < 1
@@ -91,23 +91,23 @@ def test_vectors_of_any_length_and_zero_rank_by_their_products():
     query, gallery = query * 2.0 ** rng.integers(-60, 40, (40, 1)), gallery * 2.0 ** rng.integers(-60, 20, (90, 1))
     gallery[::7] = 0
     query, gallery = query.astype(np.float32), gallery.astype(np.float32)
-    hits = search.ranks(query, gallery, rows, ONE).hits
-    halves = search.ranks(query * np.float32(0.5), gallery, rows, ONE).hits
+    hits = device_ranking.ranks(query, gallery, rows, ONE).hits
+    halves = device_ranking.ranks(query * np.float32(0.5), gallery, rows, ONE).hits
     np.testing.assert_array_equal(hits, halves)
     zeros = np.zeros_like(gallery)
-    flat = [([r for r in row if r]) for row in search.ranks(query, zeros, rows, ONE).hits.tolist()]
+    flat = [([r for r in row if r]) for row in device_ranking.ranks(query, zeros, rows, ONE).hits.tolist()]
     assert flat == [hits for hits, _ in ranks(np.zeros((40, 90)), rows)]
 
 
 def test_the_keys_of_floats_sort_as_they_do():
     special = [-np.inf, -3e38, -1.0, -2e-38, -0.0, 0.0, 2e-38, 1.0, np.nextafter(np.float32(1), np.float32(2)), 3e38]
-    keys = np.asarray(search._keys(jax.numpy.array(special, np.float32)))
+    keys = np.asarray(device_ranking._keys(jax.numpy.array(special, np.float32)))
     assert keys[4] == keys[5] and (np.diff(np.delete(keys, 4).astype(np.int64)) > 0).all()
 
 
 def test_no_device_holds_all_distances(monkeypatch):
     """The largest array of the compiled programs grows with the gallery, not with the queries."""
-    monkeypatch.setattr(search, "QUERIES", 32)
+    monkeypatch.setattr(device_ranking, "QUERIES", 32)
     problem, programs = people(0, 70, 9000), {}
 
     def watching(name, original, *args, **settings):
@@ -116,8 +116,8 @@ def test_no_device_holds_all_distances(monkeypatch):
         return original(*args, **settings)
 
     for name in ("_block_ranks", "_block_lower"):
-        monkeypatch.setattr(search, name, functools.partial(watching, name, getattr(search, name)))
-    search.rank(*problem, ONE)
+        monkeypatch.setattr(device_ranking, name, functools.partial(watching, name, getattr(device_ranking, name)))
+    device_ranking.rank(*problem, ONE)
     for text in programs.values():
         largest = max(math.prod(map(int, dims.split(","))) for dims in re.findall(r"\w\[([0-9,]+)\]", text))
         assert largest == 32 * 9 * 1024  # a block of queries by the gallery in whole tiles
@@ -139,5 +139,5 @@ def test_what_cannot_be_ranked_is_said_in_one_line(change, message):
     sides = dict(query=np.ones((3, 2)), gallery=np.ones((5, 2)), pid=np.zeros(5, int)) | change
     rows = ranking.relevance("none", {"pid": np.zeros(3, int)}, {"pid": sides["pid"]})
     with pytest.raises(ValueError, match=message) as error:
-        search.rank(sides["query"], sides["gallery"], rows, ONE)
+        device_ranking.rank(sides["query"], sides["gallery"], rows, ONE)
     assert "\n" not in str(error.value)

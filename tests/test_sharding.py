@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from jax_mmreid import experiment, train
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import ConfigError
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.sharding import make_mesh, state_sharding, to_global
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.pedestrian_captions import describe
-from input_pipeline.pedestrian_drawing import draw
-from input_pipeline.pedestrians import Identity, make_camera, make_identity, make_shot
 from input_pipeline.synthesize import main, synthesize
-from input_pipeline.writers import rgbnt201 as writer
-from jax_mmreid.batch import DataError
+from input_pipeline.synthetic.captions import describe
+from input_pipeline.synthetic.drawing import draw
+from input_pipeline.synthetic.layouts import rgbnt201 as writer
+from input_pipeline.synthetic.people import Identity, make_camera, make_identity, make_shot
+from jax_mmreid.errors import DataError
 
 SIZES = dict(num_train_ids=5, num_test_ids=3, cameras=2, images_per_camera=7, height=46)
 FOLDERS = ("RGB", "NI", "TI")

@@ -5,8 +5,8 @@ import itertools
 import pytest
 from conftest import tiny_config
 
-from jax_mmreid import poster, tables
 from jax_mmreid.config import missing_evals
+from jax_mmreid.report import settings, tables
 
 NAMES = ("full", "no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt", "mean_missing")
 
@@ -27,14 +27,14 @@ def told(evals, modalities="rgb/nir/tir", **rows):
     return lines
 
 
-def settings():
+def two_prefixes():
     """Results of two prefixes whose order is not that of a poster, and one of no setting."""
     evals = {"mean_missing": row(0.4, 0.3), "no_nt": row(0.2, 0.0), "full": row(0.8, 0.5), "no_r": row(0.6, 0.6)}
     return evals | {"rgb>tir": row(0.1, 0.2), "zero/full": row(0.5, 0.0), "zero/no_r": row(0.25, 0.25)}
 
 
 def test_settings_are_columns_in_percent_with_what_each_loses_and_other_rows_are_lines():
-    assert told(settings()) == [
+    assert told(two_prefixes()) == [
         "| setting | RNT | -R | -NT | Mean |",
         "|---|---|---|---|---|",
         "| mAP | 80.0 | 60.0 | 20.0 | 40.0 |",
@@ -156,20 +156,20 @@ def test_what_is_left_out_is_said_of_settings_and_not_again_of_their_pairs():
     ],
 )
 def test_names_of_pairs_that_are_no_square_are_other_rows(names):
-    assert poster.parts(names) == poster.Parts({}, {}, list(names))
+    assert settings.parts(names) == settings.Parts({}, {}, list(names))
 
 
 def test_names_are_sorted_out_whatever_their_order():
     names = ["x", "zero/no_t", "pairs/b>a", "no_r", "pairs/a>b", "zero/full", "pairs/b>b", "y/no_x", "pairs/a>a"]
-    assert poster.parts(iter(names)) == poster.Parts(
+    assert settings.parts(iter(names)) == settings.Parts(
         settings={"zero": {"full": "zero/full", "no_t": "zero/no_t"}, "": {"no_r": "no_r"}},
         pairs={"pairs": {tuple(x): f"pairs/{x[0]}>{x[1]}" for x in ("ba", "ab", "bb", "aa")}},
         others=["x", "y/no_x"],
     )
-    assert list(poster.parts(names).settings["zero"]) == ["full", "no_t"]
+    assert list(settings.parts(names).settings["zero"]) == ["full", "no_t"]
 
 
 def test_labels_are_those_of_the_poster():
     labels = {"full": "RNT", "no_r": "-R", "no_rn": "-RN", "mean_missing": "Mean", "mer": "mer", "normal": "normal"}
-    assert {name: poster.label(name, ("rgb", "nir", "tir")) for name in labels} == labels
-    assert poster.label("full", ()) == "full"
+    assert {name: settings.label(name, ("rgb", "nir", "tir")) for name in labels} == labels
+    assert settings.label("full", ()) == "full"

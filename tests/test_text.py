@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from input_pipeline.text import clean, open_tokenizer, trim
-from jax_mmreid.batch import DataError, says
+from input_pipeline.text.tokenizer import clean, open_tokenizer, trim
+from jax_mmreid.batch import says
+from jax_mmreid.errors import DataError
 from jax_mmreid.models.language import TEMPLATES, template
 
 START, END = 49406, 49407

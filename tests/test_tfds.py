@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from input_pipeline import open_data, packed, tfds_builder
+from input_pipeline import open_data, tfds_builder
+from input_pipeline.reading import packed
 from input_pipeline.synthesize import synthesize
-from jax_mmreid.batch import DataError, check
+from jax_mmreid.batch import check
+from jax_mmreid.errors import DataError
 
 MASKS = dict(eta=(0.2, 0.5, 0.3), seed=4, mode="bernoulli", all_missing="repair", mask_file="")
 LAYOUTS = {  # layout -> modalities, options of the dataset

@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jax_mmreid.batch import DataError
-from jax_mmreid.models import torch_file
+from jax_mmreid.errors import DataError
+from jax_mmreid.weights import torch_archive
 
 pytestmark = pytest.mark.reference
 
@@ -66,20 +66,20 @@ def test_a_torchscript_archive_is_read_as_pytorch_reads_it(torch, module, tmp_pa
     torch.jit.trace(module, torch.randn(2, 5)).save(file)
     expected = torch.jit.load(file).state_dict()
     monkeypatch.setitem(sys.modules, "torch", None)  # which the reading does without
-    assert_same(torch_file.read(str(file)), expected)
+    assert_same(torch_archive.read(str(file)), expected)
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
 def test_a_state_dict_is_read_wrapped_or_not(torch, module, tmp_path, wrapper):
     state = module.state_dict()
     torch.save({wrapper: state} if wrapper else state, tmp_path / "model.pth")
-    assert_same(torch_file.read(str(tmp_path / "model.pth")), state)
+    assert_same(torch_archive.read(str(tmp_path / "model.pth")), state)
 
 
 def test_bfloat16_keeps_its_bits(torch, tmp_path):
     x = torch.randn(3, 5).bfloat16()
     torch.save({"x": x}, tmp_path / "model.pth")
-    found = torch_file.read(str(tmp_path / "model.pth"))["x"]
+    found = torch_archive.read(str(tmp_path / "model.pth"))["x"]
     assert found.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(found.astype(np.float32), x.float().numpy())
 
@@ -96,7 +96,7 @@ def archive(path, pickled, storage=b""):
 def test_a_state_dict_with_code_is_refused_and_does_not_run(torch, tmp_path):
     torch.save({"x": torch.zeros(3), "y": Attack(tmp_path / "ran")}, tmp_path / "model.pth")
     with pytest.raises(DataError, match="model.pth is refused, nothing of it was run: it holds more than tensors"):
-        torch_file.read(str(tmp_path / "model.pth"))
+        torch_archive.read(str(tmp_path / "model.pth"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -104,14 +104,14 @@ def test_a_state_dict_with_code_is_refused_and_does_not_run(torch, tmp_path):
 def test_a_bare_pickle_with_code_is_refused_and_does_not_run(torch, tmp_path):
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Attack(tmp_path / "ran")))
     with pytest.raises(DataError, match="model.pt is refused, nothing of it was run"):
-        torch_file.read(str(tmp_path / "model.pt"))
+        torch_archive.read(str(tmp_path / "model.pt"))
     assert not (tmp_path / "ran").exists()
 
 
 def test_an_archive_with_code_is_refused_and_does_not_run(tmp_path):
     file = archive(tmp_path / "clip.pt", pickle.dumps(Attack(tmp_path / "ran")))
     with pytest.raises(DataError, match=r"clip.pt is refused, .* \(it asks for .*\.open\)"):
-        torch_file.read(file)
+        torch_archive.read(file)
     assert not (tmp_path / "ran").exists()
 
 
@@ -132,7 +132,7 @@ def test_a_tensor_cannot_reach_outside_its_storage(torch, tmp_path, offset, shap
     Pickler(file, protocol=2).dump(Tensor())
     path = archive(tmp_path / "clip.pt", file.getvalue(), np.arange(6, dtype=np.float32).tobytes())
     with pytest.raises(DataError, match="cannot read .*lies outside its storage of 6 numbers"):
-        torch_file.read(path)
+        torch_archive.read(path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -146,7 +146,7 @@ def test_a_truncated_file_is_named(torch, module, tmp_path, kind):
     for length in (0, 10, 500, len(file.read_bytes()) * 2 // 3):
         (tmp_path / "cut.pt").write_bytes(file.read_bytes()[:length])
         with pytest.raises(DataError, match="cut.pt") as caught:
-            torch_file.read(str(tmp_path / "cut.pt"))
+            torch_archive.read(str(tmp_path / "cut.pt"))
         assert "\n" not in str(caught.value)
 
 
@@ -154,11 +154,11 @@ def test_a_truncated_file_is_named(torch, module, tmp_path, kind):
 def test_what_is_not_a_state_dict_is_refused(torch, tmp_path, content):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(DataError, match="model.pth is not a state dict"):
-        torch_file.read(str(tmp_path / "model.pth"))
+        torch_archive.read(str(tmp_path / "model.pth"))
 
 
 def test_without_pytorch_the_way_out_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "model.pth").write_bytes(b"")
     with pytest.raises(DataError, match="model.pth needs PyTorch to be read; pip install"):
-        torch_file.read(str(tmp_path / "model.pth"))
+        torch_archive.read(str(tmp_path / "model.pth"))

@@ -11,9 +11,8 @@ import pytest
 from conftest import assert_trees_close, load_config, open_tiny, start, tiny_config
 
 from jax_mmreid import evaluate, experiment, train
-from jax_mmreid.batch import DataError
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import ConfigError
+from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.methods.miss_reid import MissReID
 
 

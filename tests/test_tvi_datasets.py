@@ -10,11 +10,12 @@ from conftest import tiny_config
 from PIL import Image
 
 import input_pipeline
-from input_pipeline import galleries, images
-from input_pipeline.cross_modal import Tree
 from input_pipeline.datasets import llcm, regdb, sysu_mm01
+from input_pipeline.parsing.visible_infrared import Tree
+from input_pipeline.reading import images
 from input_pipeline.synthesize import main, synthesize
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
+from jax_mmreid.metrics import galleries
 
 NAMES = ("sysu_mm01", "regdb", "llcm")
 BOTH = ("rgb", "ir")

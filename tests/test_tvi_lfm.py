@@ -11,13 +11,12 @@ from conftest import assert_trees_close, load_config, open_tiny, start, tiny_tvi
 from flax import traverse_util
 
 from jax_mmreid import evaluate, evaluators, experiment, optim, train
-from jax_mmreid.batch import DataError
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import ConfigError
-from jax_mmreid.models import pretrained
+from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.ops import augment
 from jax_mmreid.recipes.tvi_lfm import ROWS
 from jax_mmreid.sharding import to_global
+from jax_mmreid.weights import init as weights_init
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +193,7 @@ def test_both_stages_end_in_a_table(drawn_sysu, base, tmp_path):
     results = evaluate.evaluate(config, tmp_path, data)["evals"]
     assert list(results) == [f"all/{kind}" for kind in ("ir_backup", "ir", "text", "fusion", "mer")]
     assert all(0 < row["mAP"] <= 1 and row["trials"] == 3 for row in results.values())
-    weights = pretrained.load(tmp_path)
+    weights = weights_init.load(tmp_path)
     assert "params/backup/head/classifier/kernel" in weights and "batch_stats/backup/head/neck/mean" in weights
 
 
@@ -215,7 +214,7 @@ def test_a_stopped_run_goes_on_without_a_seam(drawn_sysu, base, tmp_path):
     with Checkpoints(tmp_path / "part") as checkpoints:
         checkpoints.save(steps, state, meta)
     train.train(part, tmp_path / "part", data)
-    one, other = (pretrained.load(tmp_path / name) for name in ("whole", "part"))
+    one, other = (weights_init.load(tmp_path / name) for name in ("whole", "part"))
     assert_trees_close(dict(one), dict(other), atol=0)
 
 
@@ -299,8 +298,8 @@ def test_stage_lfm_needs_a_base_run(drawn_sysu, tmp_path):
 
 
 def test_stage_lfm_needs_the_pictures_part(drawn_sysu, base, tmp_path):
-    weights = {path: x for path, x in pretrained.load(base).items() if path.split("/")[1] == "text"}
-    pretrained.save(tmp_path / "text", weights, {})
+    weights = {path: x for path, x in weights_init.load(base).items() if path.split("/")[1] == "text"}
+    weights_init.save(tmp_path / "text", weights, {})
     config = tiny_tvi_config(drawn_sysu, init=str(tmp_path / "text"))
     with pytest.raises(DataError, match="head, image, pool"):
         train.train(config, tmp_path / "run", open_tiny(config))

@@ -13,8 +13,9 @@ from conftest import load_config
 from flax import traverse_util
 
 from jax_mmreid import experiment
-from jax_mmreid.models import layouts, pretrained
 from jax_mmreid.state import merge
+from jax_mmreid.weights import init as weights_init
+from jax_mmreid.weights import layouts
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +76,7 @@ def build(stage, row):
     exp = experiment.build(config, DATA, devices=jax.devices()[:1])
     weights = layouts.to_ours(golden.state_dict(second_stage=stage == "lfm"), "tvi_lfm", {})
     state = exp.create(jax.random.PRNGKey(0))
-    return exp, pretrained.start_from(state, weights, DATA.image_size, required=None)
+    return exp, weights_init.start_from(state, weights, DATA.image_size, required=None)
 
 
 @pytest.fixture(scope="module", params=STEPS)

@@ -10,14 +10,15 @@ import tvi_lfm_golden as golden
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from jax_mmreid.batch import DataError
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.models import layouts, pretrained
+from jax_mmreid.errors import DataError
 from jax_mmreid.models.clip import TextTower, stretch_projection
 from jax_mmreid.models.heads import GeM, Head
 from jax_mmreid.models.resnet import ResNet, Stem
 from jax_mmreid.state import TrainState
 from jax_mmreid.tools import convert
+from jax_mmreid.weights import init as weights_init
+from jax_mmreid.weights import layouts
 
 EVAL = golden.GOLDENS["eval"]
 
@@ -161,8 +162,8 @@ def test_a_run_is_written_as_an_official_checkpoint_and_read_again_bit_by_bit(se
     assert len(tensors) == count
     save_file(tensors, tmp_path / "official.safetensors")
     convert.convert(str(tmp_path / "official.safetensors"), tmp_path / "folder")
-    weights = pretrained.load(tmp_path / "folder")
-    state = pretrained.start_from(state_like(weights), weights, (96, 48), required=None)
+    weights = weights_init.load(tmp_path / "folder")
+    state = weights_init.start_from(state_like(weights), weights, (96, 48), required=None)
     with Checkpoints(tmp_path / "run") as checkpoints:
         checkpoints.save_frozen(state.frozen)
         checkpoints.save(7, state, {})
@@ -227,7 +228,7 @@ def assert_taken(state, weights):
 
 def saved_run(folder, weights):
     """The workdir of a run that holds these weights."""
-    state = pretrained.start_from(state_like(weights), weights, (32, 32))
+    state = weights_init.start_from(state_like(weights), weights, (32, 32))
     with Checkpoints(folder) as checkpoints:
         checkpoints.save_frozen(state.frozen)
         checkpoints.save(3, state, {})
@@ -237,8 +238,8 @@ def saved_run(folder, weights):
 def test_the_second_stage_starts_from_the_workdir_of_the_first(tmp_path, caplog):
     first = small_weights(1)
     with caplog.at_level("INFO", logger="jax_mmreid"):
-        weights = pretrained.load(saved_run(tmp_path / "run", first))
-        state = pretrained.start_from(state_like(small_weights(2, backup=True)), weights, (32, 32))
+        weights = weights_init.load(saved_run(tmp_path / "run", first))
+        state = weights_init.start_from(state_like(small_weights(2, backup=True)), weights, (32, 32))
     assert_same(dict(weights), first)
     assert_taken(state, first)
     assert "head, image, logit_scale, pool, text taken over; backup start anew" in caplog.text
@@ -246,13 +247,13 @@ def test_the_second_stage_starts_from_the_workdir_of_the_first(tmp_path, caplog)
 
 def test_the_first_stage_leaves_out_the_backup_of_the_second():
     second = small_weights(2, backup=True)
-    state = pretrained.start_from(state_like(small_weights(1)), second, (32, 32), required=None)
+    state = weights_init.start_from(state_like(small_weights(1)), second, (32, 32), required=None)
     assert_taken(state, {path: x for path, x in second.items() if "/backup/" not in path})
 
 
 def test_classifiers_of_other_identities_start_anew_in_the_backup_too():
     weights = small_weights(1, classes=3, backup=True)
-    state = pretrained.start_from(state_like(small_weights(2, backup=True)), weights, (32, 32), required=None)
+    state = weights_init.start_from(state_like(small_weights(2, backup=True)), weights, (32, 32), required=None)
     kernels = ("params/head/classifier/kernel", "params/backup/head/classifier/kernel")
     assert set(kernels) <= weights.keys()
     assert_taken(state, {path: x for path, x in weights.items() if path not in kernels})
@@ -264,7 +265,7 @@ def test_a_backup_that_does_not_fit_is_refused():
     broken = {path: x for path, x in weights.items() if path != gone} | {"params/logit_scale": np.zeros(1)}
     message = rf"^init: missing {gone}; mis-shaped params/logit_scale \(1,\) instead of \(\)$"
     with pytest.raises(DataError, match=message):
-        pretrained.start_from(state_like(weights), broken, (32, 32))
+        weights_init.start_from(state_like(weights), broken, (32, 32))
 
 
 def test_a_run_of_other_towers_is_refused():
@@ -272,18 +273,18 @@ def test_a_run_of_other_towers_is_refused():
         p: np.zeros((*x.shape[:-1], x.shape[-1] + 1)) if "rgb_stem" in p else x for p, x in small_weights(1).items()
     }
     with pytest.raises(DataError, match=r"mis-shaped .*rgb_stem/conv/kernel \(7, 7, 3, 3\) instead of \(7, 7, 3, 2\)"):
-        pretrained.start_from(state_like(small_weights(1)), wider, (32, 32))
+        weights_init.start_from(state_like(small_weights(1)), wider, (32, 32))
     deeper = small_weights(1) | {"params/image/layer1_1/conv1/kernel": np.zeros((1, 1, 8, 2))}
     with pytest.raises(DataError, match="^init: unknown params/image/layer1_1/conv1/kernel$"):
-        pretrained.start_from(state_like(small_weights(1)), deeper, (32, 32))
+        weights_init.start_from(state_like(small_weights(1)), deeper, (32, 32))
 
 
 def test_a_state_that_is_to_come_whole_lacks_no_part():
     weights = small_weights(1)
     pictures = parts(weights, "image", "pool")
     with pytest.raises(DataError, match="^init: it has image, pool and lacks head, logit_scale, text, which cannot"):
-        pretrained.start_from(state_like(weights), pictures, (32, 32), required=None)
-    assert_taken(pretrained.start_from(state_like(weights), pictures, (32, 32)), pictures)
+        weights_init.start_from(state_like(weights), pictures, (32, 32), required=None)
+    assert_taken(weights_init.start_from(state_like(weights), pictures, (32, 32)), pictures)
 
 
 @pytest.mark.parametrize("layout", sorted({"tvi_lfm", "torchvision"}))
@@ -308,9 +309,9 @@ def two_places(tmp_path):
 
 def test_parts_come_from_several_places(two_places):
     folder, images, text = two_places
-    weights = pretrained.load(f"{folder}/images.safetensors,{folder}/text")
+    weights = weights_init.load(f"{folder}/images.safetensors,{folder}/text")
     assert_same(dict(weights), images | text)
-    assert_taken(pretrained.start_from(state_like(small_weights(3)), weights, (32, 32)), images | text)
+    assert_taken(weights_init.start_from(state_like(small_weights(3)), weights, (32, 32)), images | text)
 
 
 def test_a_part_that_two_places_have_is_refused(two_places):
@@ -318,17 +319,17 @@ def test_a_part_that_two_places_have_is_refused(two_places):
     save_file(images | parts(text, "logit_scale"), folder / "more.safetensors")
     match = "^weights: .*/more.safetensors and .*/text both have logit_scale; each part has one source"
     with pytest.raises(DataError, match=match):
-        pretrained.load(f"{folder}/more.safetensors,{folder}/text")
+        weights_init.load(f"{folder}/more.safetensors,{folder}/text")
 
 
 def test_one_of_several_places_that_does_not_exist_is_named(two_places):
     with pytest.raises(DataError, match="no file or folder nowhere;"):
-        pretrained.load(f"{two_places[0]}/text,nowhere")
+        weights_init.load(f"{two_places[0]}/text,nowhere")
 
 
 def test_a_place_with_a_comma_in_its_name_is_one_place(tmp_path):
     weights = small_weights(1)
-    assert_same(dict(pretrained.load(saved_run(tmp_path / "row=F,eta=0.1", weights))), weights)
+    assert_same(dict(weights_init.load(saved_run(tmp_path / "row=F,eta=0.1", weights))), weights)
 
 
 # The text projection.
@@ -369,7 +370,7 @@ def test_a_projection_is_stretched_as_by_pytorch(torch, dim):
 def test_a_text_tower_for_pictures_of_another_tower_is_stretched(caplog):
     text = {path: x.astype(np.float16) for path, x in parts(small_weights(1, dim=DIM // 2), "text").items()}
     with caplog.at_level("INFO", logger="jax_mmreid"):
-        state = pretrained.start_from(state_like(small_weights(2)), text, (32, 32))
+        state = weights_init.start_from(state_like(small_weights(2)), text, (32, 32))
     path = "params/text/projection"
     stretched = stretch_projection(text[path], DIM)
     assert leaves(state)[path].dtype == jnp.float32
@@ -380,7 +381,7 @@ def test_a_text_tower_for_pictures_of_another_tower_is_stretched(caplog):
 def test_a_projection_that_fits_is_not_touched(caplog):
     text = parts(small_weights(1), "text")
     with caplog.at_level("INFO", logger="jax_mmreid"):
-        state = pretrained.start_from(state_like(small_weights(2)), text, (32, 32))
+        state = weights_init.start_from(state_like(small_weights(2)), text, (32, 32))
     assert_taken(state, text)
     assert "stretched" not in caplog.text
 
@@ -389,4 +390,4 @@ def test_a_text_tower_of_another_width_is_not_stretched():
     text = parts(small_weights(1), "text") | {"params/text/projection": np.zeros((TEXT_WIDTH + 1, DIM // 2))}
     match = r"^init: mis-shaped params/text/projection \(13, 32\) instead of \(12, 64\)$"
     with pytest.raises(DataError, match=match):
-        pretrained.start_from(state_like(small_weights(2)), text, (32, 32))
+        weights_init.start_from(state_like(small_weights(2)), text, (32, 32))

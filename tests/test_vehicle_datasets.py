@@ -11,7 +11,7 @@ from input_pipeline import describe, open_data
 from input_pipeline.datasets import msvr310, rgbnt100
 from input_pipeline.synthesize import synthesize
 from jax_mmreid import experiment
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 ALL = ("rgb", "nir", "tir")
 SIZES = dict(num_train_ids=3, num_test_ids=2, cameras=2, images_per_camera=10, height=32)

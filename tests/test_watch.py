@@ -18,9 +18,12 @@ import pytest
 from conftest import noise, open_tiny, tiny_config
 from tensorboardX.proto.event_pb2 import Event
 
-from jax_mmreid import encoding, evaluate, experiment, main, tables, train
+from jax_mmreid import evaluate, experiment, main, train
 from jax_mmreid.checkpoint import Checkpoints, newest
-from jax_mmreid.config import ConfigError, config_hash, to_json
+from jax_mmreid.config import config_hash, to_json
+from jax_mmreid.errors import ConfigError
+from jax_mmreid.evaluators import encoder
+from jax_mmreid.report import tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -185,12 +188,12 @@ def test_a_second_checkpoint_compiles_nothing(run):
     try:
         next(watcher)
         assert compiled
-        sizes = encoding._encode._cache_size(), encoding._embed._cache_size()
+        sizes = encoder._encode._cache_size(), encoder._embed._cache_size()
         assert min(sizes) > 0
         run.save(9)
         compiled.clear()
         assert next(watcher)["step"] == 9
-        assert compiled == [] and sizes == (encoding._encode._cache_size(), encoding._embed._cache_size())
+        assert compiled == [] and sizes == (encoder._encode._cache_size(), encoder._embed._cache_size())
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 

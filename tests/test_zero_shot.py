@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from captioned import END, START, VOCAB, Captioned, Whole, caption, draw, picture, run
 
-from jax_mmreid import encoding
-from jax_mmreid.batch import DataError
-from jax_mmreid.config import ConfigError
-from jax_mmreid.evaluators import zero_shot
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators import encoder, zero_shot
 
 SENTENCES = (
     "a man in red", "a woman in blue", "red", "a man", "red hat in blue", "! in ! red", "a dark blue jacket",
@@ -92,13 +90,13 @@ def test_eight_devices_measure_what_one_does(classes):
 
 
 def test_pictures_are_encoded_once_and_captions_never(monkeypatch):
-    seen, original = [], encoding._encode
+    seen, original = [], encoder._encode
 
     def watching(variables, batch, **settings):
         seen.append((sorted(batch["images"]), sorted(batch.get("text", {})), sorted(batch["present"])))
         return original(variables, batch, **settings)
 
-    monkeypatch.setattr(encoding, "_encode", watching)
+    monkeypatch.setattr(encoder, "_encode", watching)
     data = Captioned(draw(3, 20, SENTENCES))
     run(zero_shot, data, a=row(), b=row(PHRASES))
     sentences = ([], ["rgb"], ["text"])

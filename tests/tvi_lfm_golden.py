@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from jax_mmreid.models import layout_entries
+from jax_mmreid.weights import layout_entries
 
 GOLDENS = json.loads((Path(__file__).parent / "tvi_lfm_goldens.json").read_text())
 CLASSES = 395  # SYSU-MM01

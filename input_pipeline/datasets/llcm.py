@@ -12,11 +12,11 @@ test pictures as vis/0005/NAME.jpg or nir/0005/NAME.jpg.
 import re
 from collections.abc import Sequence
 
-from input_pipeline import cross_modal
-from input_pipeline.captions import CaptionFiles, from_folder
-from input_pipeline.cross_modal import Picture, Tree
+from input_pipeline.parsing import visible_infrared
+from input_pipeline.parsing.captions import CaptionFiles, from_folder
+from input_pipeline.parsing.visible_infrared import Picture, Tree
 from input_pipeline.records import Counts, Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 FOLDERS = {"rgb": "vis", "ir": "nir"}
 CAMERAS = {"rgb": (1, 2, 3, 4, 5, 6, 7, 8, 9), "ir": (1, 2, 4, 5, 6, 7, 8, 9)}
@@ -40,8 +40,8 @@ def load(
     of the published draw. With `allow_missing_files`, listed pictures and identities that are absent are left out.
     Raises ValueError for a modality that the dataset lacks.
     """
-    cross_modal.check_modalities("llcm", modalities)
-    tree = cross_modal.open_tree("llcm", data_dir, nested="LLCM", marker="idx")
+    visible_infrared.check_modalities("llcm", modalities)
+    tree = visible_infrared.open_tree("llcm", data_dir, nested="LLCM", marker="idx")
     lists = {m: tree.listed(f"idx/train_{FOLDERS[m]}.txt", allow_missing_files=allow_missing_files) for m in modalities}
     tree.check_labels(pair for pairs in lists.values() for pair in pairs)
     ids = tree.ids(TEST_IDS)
@@ -63,8 +63,8 @@ def counts(
     query_captions: str = "",
 ) -> dict[str, Counts]:
     """The published sizes. Raises ValueError for a modality that the dataset lacks."""
-    cross_modal.check_modalities("llcm", modalities)
-    return cross_modal.counts(
+    visible_infrared.check_modalities("llcm", modalities)
+    return visible_infrared.counts(
         modalities,
         {"rgb": Counts(713, CAMERAS["rgb"], 16946), "ir": Counts(713, CAMERAS["ir"], 13975)},
         query=Counts(351, CAMERAS["ir"], 7166),

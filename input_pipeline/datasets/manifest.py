@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline import tables
+from input_pipeline.parsing import tables
 from input_pipeline.records import Counts, Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 MODALITIES = ("rgb", "nir", "tir", "ir")
 CAPTIONS = {m: f"caption_{m}" for m in MODALITIES}

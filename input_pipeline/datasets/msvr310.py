@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import arguments, roots
+from input_pipeline import validation
+from input_pipeline.parsing import data_root
 from input_pipeline.records import Counts, Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 FOLDERS = {"rgb": "vis", "nir": "ni", "tir": "th"}
 SPLITS = {"train": "bounding_box_train", "query": "query3", "gallery": "bounding_box_test"}
@@ -29,15 +30,15 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool)
     Rows are the file names of all wanted modality folders of an identity together. A name that one of them lacks is a
     DataError, or "" in that column with `allow_missing_files`. Raises ValueError for a modality that the dataset lacks.
     """
-    arguments.check_modalities("msvr310", modalities, FOLDERS)
+    validation.check_modalities("msvr310", modalities, FOLDERS)
     inner = (data_dir, os.path.join(data_dir, "MSVR310"))
-    root = roots.find("msvr310", inner, SPLITS["train"])
+    root = data_root.find("msvr310", inner, SPLITS["train"])
     return {split: _load_split(root, folder, modalities, allow_missing_files) for split, folder in SPLITS.items()}
 
 
 def counts(data_dir: str, *, modalities: Sequence[str]) -> dict[str, Counts]:
     """The published sizes; () where no cameras are. Raises ValueError for a modality that the dataset lacks."""
-    arguments.check_modalities("msvr310", modalities, FOLDERS)
+    validation.check_modalities("msvr310", modalities, FOLDERS)
     return {
         "train": Counts(155, (0, 1, 2, 3, 4, 5, 6, 7), 1032),
         "query": Counts(52, (), 591),

@@ -11,11 +11,11 @@ weights and results are of.
 import functools
 from collections.abc import Sequence
 
-from input_pipeline import cross_modal
-from input_pipeline.captions import CaptionFiles, from_folder
-from input_pipeline.cross_modal import Picture, Tree
+from input_pipeline.parsing import visible_infrared
+from input_pipeline.parsing.captions import CaptionFiles, from_folder
+from input_pipeline.parsing.visible_infrared import Picture, Tree
 from input_pipeline.records import Counts, Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 FOLDERS = {"rgb": "Visible", "ir": "Thermal"}
 CAMERAS = {"rgb": 1, "ir": 2}  # one pair of cameras took everything; no protocol looks at the numbers
@@ -39,7 +39,7 @@ def load(
     `allow_missing_files`, listed pictures that are absent are left out. Raises ValueError for an option that cannot be.
     """
     _check(modalities, trial)
-    tree = cross_modal.open_tree("regdb", data_dir, nested="RegDB", marker="idx")
+    tree = visible_infrared.open_tree("regdb", data_dir, nested="RegDB", marker="idx")
     listed = {
         (part, m): tree.listed(_list(part, m, trial), allow_missing_files=allow_missing_files)
         for part in ("train", "test")
@@ -68,11 +68,11 @@ def counts(
     """The published sizes. Raises ValueError for an option that cannot be."""
     _check(modalities, trial)
     visible, thermal = Counts(206, (1,), 2060), Counts(206, (2,), 2060)
-    return cross_modal.counts(modalities, {"rgb": visible, "ir": thermal}, query=thermal, gallery=visible)
+    return visible_infrared.counts(modalities, {"rgb": visible, "ir": thermal}, query=thermal, gallery=visible)
 
 
 def _check(modalities: Sequence[str], trial: int) -> None:
-    cross_modal.check_modalities("regdb", modalities)
+    visible_infrared.check_modalities("regdb", modalities)
     if trial not in TRIALS:
         raise ValueError(f"data.options.trial={trial!r}: regdb has trials {TRIALS[0]} to {TRIALS[-1]}")
 

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import arguments, roots
+from input_pipeline import validation
+from input_pipeline.parsing import data_root
 from input_pipeline.records import Counts, Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 PARTS = {"rgb": 0, "nir": 1, "tir": 2}  # thirds of a strip
 SPLITS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -29,15 +30,15 @@ def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool)
     A strip has all three pictures, so that none can be missing and `allow_missing_files` changes nothing. Raises
     ValueError for a modality that the dataset lacks.
     """
-    arguments.check_modalities("rgbnt100", modalities, PARTS)
+    validation.check_modalities("rgbnt100", modalities, PARTS)
     inner = (data_dir, os.path.join(data_dir, "rgbir"), os.path.join(data_dir, "RGBNT100", "rgbir"))
-    root = roots.find("rgbnt100", inner, SPLITS["train"])
+    root = data_root.find("rgbnt100", inner, SPLITS["train"])
     return {split: _load_split(root, folder, modalities) for split, folder in SPLITS.items()}
 
 
 def counts(data_dir: str, *, modalities: Sequence[str]) -> dict[str, Counts]:
     """The published sizes; 0 and () where none is. Raises ValueError for a modality that the dataset lacks."""
-    arguments.check_modalities("rgbnt100", modalities, PARTS)
+    validation.check_modalities("rgbnt100", modalities, PARTS)
     return {
         "train": Counts(50, (1, 2, 3, 4, 5, 6, 7, 8), 8675),
         "query": Counts(0, (), 1715),

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import arguments, roots
-from input_pipeline.captions import CaptionFiles, from_folder
+from input_pipeline import validation
+from input_pipeline.parsing import data_root
+from input_pipeline.parsing.captions import CaptionFiles, from_folder
 from input_pipeline.records import Counts, Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 SPLITS = {"train": "train_171", "test": "test"}
@@ -41,12 +42,12 @@ def load(
     or "" in that column with `allow_missing_files`. `captioner` names the captions, "" for none; `rephrased` asks for
     those of training pictures in other words too. Raises ValueError for a modality that the dataset lacks.
     """
-    arguments.check_modalities("rgbnt201", modalities, FOLDERS)
+    validation.check_modalities("rgbnt201", modalities, FOLDERS)
     root = data_dir
     nested = os.path.join(data_dir, "RGBNT201")
     if os.path.isdir(nested) and not os.path.isdir(os.path.join(data_dir, SPLITS["train"])):
         root = nested
-    roots.require("rgbnt201", root)
+    data_root.require("rgbnt201", root)
     splits = {split: _load_split(root, folder, modalities, allow_missing_files) for split, folder in SPLITS.items()}
     key = functools.partial(from_folder, folders=tuple(SPLITS.values()))
     return CaptionFiles(root, captioner, rephrased, "", key, allow_missing_files).of_every_picture(splits)
@@ -56,7 +57,7 @@ def counts(
     data_dir: str, *, modalities: Sequence[str], captioner: str = "", rephrased: bool = False
 ) -> dict[str, Counts]:
     """The published sizes. Raises ValueError for a modality that the dataset lacks."""
-    arguments.check_modalities("rgbnt201", modalities, FOLDERS)
+    validation.check_modalities("rgbnt201", modalities, FOLDERS)
     return {"train": Counts(171, (1, 2, 3, 4), 3951), "test": Counts(30, (1, 2), 836)}
 
 

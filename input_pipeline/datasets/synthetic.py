@@ -5,11 +5,12 @@ import json
 import os
 from collections.abc import Sequence
 
-from input_pipeline import datasets, writers
-from input_pipeline.captures import Plan
+from input_pipeline import datasets
 from input_pipeline.records import Counts, Records
 from input_pipeline.synthesize import synthesize
-from jax_mmreid.batch import DataError
+from input_pipeline.synthetic import layouts
+from input_pipeline.synthetic.scenes import Plan
+from jax_mmreid.errors import DataError
 
 MADE = "synthesized.json"  # the arguments that the data were made with
 
@@ -44,7 +45,7 @@ def counts(data_dir: str, *, modalities: Sequence[str], layout: str = "rgbnt201"
     drawing, reading = _tell_apart(layout, options)
     published = datasets.find(layout, "counts", reading, data_dir=data_dir, modalities=modalities)()
     defaults = {key: inspect.signature(synthesize).parameters[key].default for key in Plan.__dataclass_fields__}
-    rows = [row for row in writers.find(layout).rows(Plan(**defaults | drawing)) if {*row.modalities} & {*modalities}]
+    rows = [row for row in layouts.find(layout).rows(Plan(**defaults | drawing)) if {*row.modalities} & {*modalities}]
     counted = {}
     for split in dict.fromkeys(row.split for row in rows):
         places = [(row.pid, row.camid) for row in rows if row.split == split]
@@ -56,8 +57,8 @@ def counts(data_dir: str, *, modalities: Sequence[str], layout: str = "rgbnt201"
 
 def _tell_apart(layout: str, options: dict) -> tuple[dict, dict]:
     """The options that say what to draw, and those that say how to read it."""
-    if layout not in writers.LAYOUTS:
-        raise ValueError(f"data.options.layout={layout!r}: synthetic draws {', '.join(writers.LAYOUTS)}")
+    if layout not in layouts.LAYOUTS:
+        raise ValueError(f"data.options.layout={layout!r}: synthetic draws {', '.join(layouts.LAYOUTS)}")
     drawing = [key for key in inspect.signature(synthesize).parameters if key not in ("output", "layout")]
     reading = datasets.options(layout)
     for key in options:

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import cross_modal, images
-from input_pipeline.captions import CaptionFiles, from_folder
-from input_pipeline.cross_modal import Picture, Tree
+from input_pipeline.parsing import visible_infrared
+from input_pipeline.parsing.captions import CaptionFiles, from_folder
+from input_pipeline.parsing.visible_infrared import Picture, Tree
+from input_pipeline.reading import images
 from input_pipeline.records import Counts, Records
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 
 CAMERAS = {"rgb": (1, 2, 4, 5), "ir": (3, 6)}
 TRAIN_IDS, TEST_IDS = ("exp/train_id.txt", "exp/val_id.txt"), "exp/test_id.txt"
@@ -43,7 +44,7 @@ def load(
     `allow_missing_files`, identities without a picture are left out. Raises ValueError for an option that cannot be.
     """
     _check(modalities, source)
-    tree = cross_modal.open_tree("sysu_mm01", data_dir, nested="SYSU-MM01", marker="exp")
+    tree = visible_infrared.open_tree("sysu_mm01", data_dir, nested="SYSU-MM01", marker="exp")
     train_ids, test_ids = sorted({pid for file in TRAIN_IDS for pid in tree.ids(file)}), tree.ids(TEST_IDS)
     folders = functools.partial(_folders, tree, modalities)
     train = _arrays(tree, modalities, train_ids) if source == "npy" else folders(train_ids)
@@ -69,7 +70,7 @@ def counts(
     """The published sizes. Raises ValueError for an option that cannot be."""
     _check(modalities, source)
     cameras = CAMERAS if source == "folders" else dict.fromkeys(CAMERAS, (0,))
-    return cross_modal.counts(
+    return visible_infrared.counts(
         modalities,
         {"rgb": Counts(395, cameras["rgb"], 22258), "ir": Counts(395, cameras["ir"], 11909)},
         query=Counts(96, CAMERAS["ir"], 3803),
@@ -78,7 +79,7 @@ def counts(
 
 
 def _check(modalities: Sequence[str], source: str) -> None:
-    cross_modal.check_modalities("sysu_mm01", modalities)
+    visible_infrared.check_modalities("sysu_mm01", modalities)
     if source not in SOURCES:
         raise ValueError(f"data.options.source={source!r}: sysu_mm01 is read from {' or '.join(SOURCES)}")
 

@@ -20,9 +20,10 @@ from types import ModuleType
 from jax.sharding import Mesh
 
 from jax_mmreid.batch import Data
-from jax_mmreid.config import ConfigDict, ConfigError, find
-from jax_mmreid.encoding import Encoder, check_keys
+from jax_mmreid.config import ConfigDict, find
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators import retrieval
+from jax_mmreid.evaluators.encoder import Encoder, check_keys
 from jax_mmreid.methods import Method
 
 Result = dict  # metrics, as fractions in [0, 1] but for those in PLAIN, and what they were measured on

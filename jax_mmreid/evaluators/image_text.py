@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_mmreid.batch import Data, DataError, says
-from jax_mmreid.config import ConfigError
-from jax_mmreid.encoding import TEXT, Encoder, Use, check_described, check_keys, check_vectors
-from jax_mmreid.metrics import ranking, search
+from jax_mmreid.batch import Data, says
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators.encoder import TEXT, Encoder, Use, check_described, check_keys, check_vectors
+from jax_mmreid.metrics import device_ranking, ranking
 
 COLUMNS = {"R@1": "rank1", "R@5": "rank5", "R@10": "rank10", "median rank": "median_rank", "chance": "chance"}
 PLAIN = ("median_rank",)
@@ -102,7 +102,7 @@ def _measure(name: str, row: dict, pairs: Pairs, encoder: Encoder) -> dict:
         sides, names = sides[::-1], names[::-1]
     (queries, own), (candidates, keys) = sides
     sought = ranking.relevance("none", {"pid": own}, {"pid": keys})
-    ranks = search.ranks(queries, candidates, sought, encoder.mesh).first
+    ranks = device_ranking.ranks(queries, candidates, sought, encoder.mesh).first
     return {
         **{f"rank{r}": float(np.mean(ranks <= r)) for r in RANKS},
         "median_rank": float(np.median(ranks)),

@@ -24,10 +24,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_mmreid.batch import Data, DataError
-from jax_mmreid.config import ConfigError
-from jax_mmreid.encoding import TEXT, Encoder, Use, check_keys, check_split, check_text
-from jax_mmreid.metrics import ranking, search
+from jax_mmreid.batch import Data
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators.encoder import TEXT, Encoder, Use, check_keys, check_split, check_text
+from jax_mmreid.metrics import device_ranking, ranking
 from jax_mmreid.metrics import rerank as reranking
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def _rank(row: dict, query: np.ndarray, gallery: np.ndarray, sought: ranking.Rel
     by_identity = row["cmc"] == "identity"
     if row["rerank"]:
         return ranking.rank(reranking.rerank(query, gallery, **row["rerank"]), sought, by_identity=by_identity)
-    return search.rank(query, gallery, sought, mesh, by_identity=by_identity)
+    return device_ranking.rank(query, gallery, sought, mesh, by_identity=by_identity)
 
 
 def _galleries(row: dict, complete: np.ndarray, data: Data) -> Iterator[np.ndarray]:

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jax_mmreid.batch import Data, DataError, says
-from jax_mmreid.config import ConfigError
-from jax_mmreid.encoding import TEXT, Encoder, Use, check_described, check_keys, check_vectors
+from jax_mmreid.batch import Data, says
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators.encoder import TEXT, Encoder, Use, check_described, check_keys, check_vectors
 
 COLUMNS = {"accuracy": "accuracy", "balanced": "balanced", "chance": "chance"}
 PLAIN = ()

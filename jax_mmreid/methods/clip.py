@@ -18,7 +18,8 @@ import numpy as np
 from jax import Array
 
 from jax_mmreid.batch import Batch, Data, says
-from jax_mmreid.config import ConfigError, check_choices, check_heads, check_reader
+from jax_mmreid.config import check_choices, check_heads, check_reader
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.losses import image_text
 from jax_mmreid.methods import LossOut
 from jax_mmreid.models.clip import ImageTower, TextTower

@@ -20,12 +20,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_mmreid.batch import Batch, Data
-from jax_mmreid.config import ConfigError, check_choices, check_heads, check_reader
+from jax_mmreid.config import check_choices, check_heads, check_reader
+from jax_mmreid.cost import published
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.losses.contrastive import prototype_nce
 from jax_mmreid.losses.identity import cross_entropy
 from jax_mmreid.losses.triplet import batch_hard_triplet
 from jax_mmreid.methods import LossOut
-from jax_mmreid.models import complexity
 from jax_mmreid.models.clip import ImageTower, TextTower
 from jax_mmreid.models.heads import Head
 from jax_mmreid.models.language import TEMPLATES, Inversion, Language, template
@@ -239,17 +240,17 @@ class MissReID:
         Rows B-D are printed with the figures of row A: their memory and structure queries only train.
         """
         count = len(self.modalities)
-        image = {"image": count * sum(complexity.image_tower(self.image, image_size))}
+        image = {"image": count * sum(published.image_tower(self.image, image_size))}
         if not self.language:
             return image | {f"heads/{name}": 0 for name in self.modalities}
-        patches = complexity.patches(self.image, image_size)
+        patches = published.patches(self.image, image_size)
         width = self.image.dim if self.image.project_all else self.image.width
-        queries = complexity.structure_queries(self.structure, patches, width)
+        queries = published.structure_queries(self.structure, patches, width)
         text = self.language.text
         return image | {
             "structure": count * sum(queries),
-            "inversion": sum(complexity.inversion(self.language.inversion, self.structure.width)),
-            "text": count * sum(complexity.text_tower(text, text.context)),
+            "inversion": sum(published.inversion(self.language.inversion, self.structure.width)),
+            "text": count * sum(published.text_tower(text, text.context)),
             "prompts": 0,
             "heads": 0,
         }

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_mmreid.batch import Batch, Data
-from jax_mmreid.config import ConfigError, check_choices, check_heads, check_reader
+from jax_mmreid.config import check_choices, check_heads, check_reader
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.losses.identity import cross_entropy
 from jax_mmreid.losses.triplet import weighted_triplet
 from jax_mmreid.methods import LossOut

@@ -1,6 +1,7 @@
 """Contrastive image-text training as config fields: what the configs that prepare towers share."""
 
-from jax_mmreid.config import ConfigDict, ConfigError, base_config
+from jax_mmreid.config import ConfigDict, base_config
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.miss_reid import CLIP_TOWERS, SIZES, TOWER_SHARDING
 
 LOSSES = ("info_nce", "sigmoid")

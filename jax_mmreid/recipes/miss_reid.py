@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from jax_mmreid.config import LETTERS, ConfigDict, ConfigError, base_config, missing_evals, parse_eta
+from jax_mmreid.config import LETTERS, ConfigDict, base_config, missing_evals, parse_eta
+from jax_mmreid.errors import ConfigError
 
 # Rows of the Miss-ReID poster's Table 1: (bhipr, iosm, ldmmc).
 MISS_REID_ROWS = {

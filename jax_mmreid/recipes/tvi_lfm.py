@@ -1,6 +1,7 @@
 """TVI-LFM as published: what the configs of its three datasets, and a small one, share."""
 
-from jax_mmreid.config import ConfigDict, ConfigError, base_config
+from jax_mmreid.config import ConfigDict, base_config
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.miss_reid import TOWER_SHARDING
 
 # Rows of the poster's ablation, all of stage "lfm": what they train with, and whether they are scored as an ensemble.

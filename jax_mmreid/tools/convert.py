@@ -16,35 +16,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jax_mmreid import __version__
-from jax_mmreid.batch import DataError
-from jax_mmreid.models import layouts, pretrained, weight_files
+from jax_mmreid.errors import DataError
+from jax_mmreid.weights import init as weights_init
+from jax_mmreid.weights import layouts, sources
 
 
 def convert(source: str, output: str | Path, *, layout: str = "auto", revision: str | None = None) -> None:
     """Writes the converted folder `output`; raises DataError for weights that cannot be read whole."""
     if Path(output).exists():
         raise DataError(f"convert: {output} exists; choose another --output or remove it")
-    found = weight_files.read(source, revision)
-    weights = pretrained.to_weights(found, layout)
+    found = sources.read(source, revision)
+    weights = weights_init.to_weights(found, layout)
     about = {
         "source": source,
         "revision": revision,
-        "heads": pretrained.heads(weights),
-        "sha256": {file.name: weight_files.sha256(file) for file in found.files},
+        "heads": weights_init.heads(weights),
+        "sha256": {file.name: sources.sha256(file) for file in found.files},
         "jax_mmreid": __version__,
     }
-    pretrained.save(output, weights, about)
+    weights_init.save(output, weights, about)
     print(f"{output}: {_contents(weights)}")
 
 
 def export(source: str, output: str | Path, *, layout: str = "jax_mmreid") -> None:
     """Writes the weights of a converted folder, a run or a .safetensors file to a .safetensors file in `layout`."""
-    weights = pretrained.load(source)
-    pretrained.export(output, weights, layout)
+    weights = weights_init.load(source)
+    weights_init.export(output, weights, layout)
     print(f"{output}: {_contents(weights)}")
 
 
-def _contents(weights: pretrained.Weights) -> str:
+def _contents(weights: weights_init.Weights) -> str:
     """`image 86,140,416, text 63,428,097 parameters`."""
     counts: dict[str, int] = {}
     for path, leaf in weights.items():

@@ -37,13 +37,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from input_pipeline import galleries
 from jax_mmreid import __version__, sharding
-from jax_mmreid.batch import DataError
-from jax_mmreid.config import ConfigError
-from jax_mmreid.metrics import ranking
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.metrics import galleries, ranking
 from jax_mmreid.metrics import rerank as reranking
-from jax_mmreid.metrics.search import rank
+from jax_mmreid.metrics.device_ranking import rank
 
 Arrays = Mapping[str, np.ndarray]
 KEYS = ("features", "pids", "camids", "views", "paths")

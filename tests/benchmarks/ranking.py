@@ -75,7 +75,7 @@ def timed(way: str) -> dict:
     else:
         import jax
 
-        from jax_mmreid.metrics import ranking, search
+        from jax_mmreid.metrics import device_ranking, ranking
         from jax_mmreid.metrics import rerank as reranking
         from jax_mmreid.sharding import make_mesh
 
@@ -88,8 +88,8 @@ def timed(way: str) -> dict:
             if way == "rerank":
                 return ranking.rank(reranking.rerank(query[0], gallery[0]), rows)
             if way == "rank_only":
-                return ranking.scores(search.ranks(query[0], gallery[0], rows, mesh))
-            return search.rank(query[0], gallery[0], rows, mesh)
+                return ranking.scores(device_ranking.ranks(query[0], gallery[0], rows, mesh))
+            return device_ranking.rank(query[0], gallery[0], rows, mesh)
 
         rounds = 1 if way == "rerank" else ROUNDS.value
     sides = problem()

@@ -1,0 +1,1 @@
+"""From records to batches: decoding, sampling, training masks, packed data."""

@@ -1,0 +1,1 @@
+"""Drawn pedestrians in three spectra, with captions, in the layouts of the published datasets."""

@@ -1,0 +1,61 @@
+"""The layout of LLCM: `{vis,nir}/PPPP/NAME.jpg` to train, `test_{vis,nir}/camC/PPPP/NAME.jpg`, `idx/`, `Text/`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from input_pipeline.datasets.llcm import CAMERAS, FOLDERS
+from input_pipeline.synthetic.scenes import Captions, Capture, Plan, Row, captures, moments, save_jpeg
+
+SPECTRA = {"rgb": "rgb", "ir": "nir"}
+
+
+def write(root: Path, plan: Plan) -> None:
+    """Draws the plan into the folder `root`; camera 3 has no infrared, every third person misses the last camera."""
+    plan.check_pids(9999)
+    captions = Captions("datasets/llcm/")
+    for modality, folder in FOLDERS.items():
+        for camera in CAMERAS[modality]:
+            (root / f"test_{folder}" / f"cam{camera}").mkdir(parents=True)
+    lists = {folder: [] for folder in FOLDERS.values()}
+    for capture in captures(plan, plan.train_pids):
+        for folder, name, spectrum in _shown(capture, plan):
+            path = f"{folder}/{capture.pid:04d}/{name}"
+            _save(root / path, capture, spectrum)
+            captions.add(path, capture, spectrum)
+            lists[folder].append(f"{path} {plan.train_pids.index(capture.pid)}\n")
+    for capture in captures(plan, plan.test_pids):
+        for folder, name, spectrum in _shown(capture, plan):
+            _save(root / f"test_{folder}" / f"cam{capture.camid}" / f"{capture.pid:04d}" / name, capture, spectrum)
+            captions.add(f"{folder}/{capture.pid:04d}/{name}", capture, spectrum)
+    (root / "idx").mkdir()
+    for folder, lines in lists.items():
+        (root / "idx" / f"train_{folder}.txt").write_text("".join(lines))
+    (root / "idx" / "test_id.txt").write_text(",".join(map(str, plan.test_pids)) + "\n")
+    captions.write(root / "Text")
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """The rows that are read from what `write` draws."""
+    for pids, splits in ((plan.train_pids, {}), (plan.test_pids, {"rgb": "gallery", "ir": "query"})):
+        for pid, camid, _ in moments(plan, pids):
+            for m in _modalities(pid, camid, plan):
+                yield Row(splits.get(m, "train"), (m,), pid, camid)
+
+
+def _modalities(pid: int, camid: int, plan: Plan) -> list[str]:
+    """What a camera shows of a person."""
+    if pid % 3 == 0 and camid == plan.cameras > 1:
+        return []
+    return [m for m, cameras in CAMERAS.items() if camid in cameras]
+
+
+def _shown(capture: Capture, plan: Plan) -> list[tuple[str, str, str]]:
+    """(folder, file name, spectrum) of the pictures that this moment leaves."""
+    stem = f"{capture.pid:04d}_c{capture.camid:02d}_s000000_f{capture.image:04d}"
+    shown = _modalities(capture.pid, capture.camid, plan)
+    return [(FOLDERS[m], f"{stem}_{FOLDERS[m]}.jpg", SPECTRA[m]) for m in shown]
+
+
+def _save(path: Path, capture: Capture, spectrum: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_jpeg(path, capture.pictures[spectrum])

@@ -1,0 +1,42 @@
+"""The layout of MSVR310: `{bounding_box_train,query3,bounding_box_test}/PPPP/{vis,ni,th}/PPPP_sSSS_vV_III.jpg`.
+
+Pedestrians stand in for vehicles, stretched to twice as wide as high. A camera is a scene, since it has a background
+of its own; images take the views 0 to 7 in turn. The first image of every scene is a query too.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.synthetic.scenes import Plan, Row, captures, moments, save_jpeg
+
+VIEWS = 8
+
+
+def write(root: Path, plan: Plan) -> None:
+    """Draws the plan into the folder `root`."""
+    folders = {"rgb": "vis", "nir": "ni", "tir": "th"}
+    for split, pids in (("bounding_box_train", plan.train_pids), ("bounding_box_test", plan.test_pids)):
+        for capture in captures(plan, pids):
+            view, counter = capture.image % VIEWS, capture.image // VIEWS
+            name = f"{capture.pid:04d}_s{capture.camid:03d}_v{view}_{counter:03d}.jpg"
+            for spectrum, folder in folders.items():
+                picture = Image.fromarray(capture.pictures[spectrum]).resize((plan.height, plan.height // 2))
+                path = root / split / f"{capture.pid:04d}" / folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_jpeg(path, np.asarray(picture))
+                if split == "bounding_box_test" and capture.image == 0:
+                    copy = root / "query3" / path.relative_to(root / split)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """The rows that are read from what `write` draws; a camera of the dataset is a view."""
+    for split, pids in (("train", plan.train_pids), ("query", plan.test_pids), ("gallery", plan.test_pids)):
+        for pid, _, image in moments(plan, pids):
+            if split != "query" or image == 0:
+                yield Row(split, ("rgb", "nir", "tir"), pid, image % VIEWS)

@@ -1,0 +1,42 @@
+"""The layout of RGBNT100: `rgbir/{bounding_box_train,query,bounding_box_test}/PPPP_cCCCC_III.jpg`, a strip a triple.
+
+Pedestrians stand in for vehicles, stretched to their shape. The first picture of every camera is a query too.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.synthetic.scenes import Capture, Plan, Row, captures, moments, save_jpeg
+
+SIZE = (256, 128)  # width, height of a picture
+
+
+def write(root: Path, plan: Plan) -> None:
+    """Draws the plan into the folder `root`."""
+    train, query, gallery = (root / "rgbir" / name for name in ("bounding_box_train", "query", "bounding_box_test"))
+    for folder in (train, query, gallery):
+        folder.mkdir(parents=True)
+    for folder, pids in ((train, plan.train_pids), (gallery, plan.test_pids)):
+        for capture in captures(plan, pids):
+            name = f"{capture.pid:04d}_c{capture.camid:04d}_{capture.image:03d}.jpg"
+            save_jpeg(folder / name, _strip(capture))
+            if folder == gallery and capture.image == 0:
+                shutil.copyfile(gallery / name, query / name)
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """The rows that are read from what `write` draws."""
+    for split, pids in (("train", plan.train_pids), ("query", plan.test_pids), ("gallery", plan.test_pids)):
+        for pid, camid, image in moments(plan, pids):
+            if split != "query" or image == 0:
+                yield Row(split, ("rgb", "nir", "tir"), pid, camid)
+
+
+def _strip(capture: Capture) -> np.ndarray:
+    """The pictures of all spectra side by side, [128,768,3]."""
+    pictures = (Image.fromarray(capture.pictures[spectrum]).convert("RGB") for spectrum in ("rgb", "nir", "tir"))
+    return np.concatenate([np.asarray(picture.resize(SIZE)) for picture in pictures], axis=1)

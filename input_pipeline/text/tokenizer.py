@@ -1,0 +1,183 @@
+"""Captions to CLIP token ids: <|startoftext|>, byte-level BPE, <|endoftext|>, zeros up to the context.
+
+Three sources of the vocabulary behind one door: CLIP's own, from a folder or the Hugging Face Hub; the same as a wheel
+carries it; a small one trained on the captions at hand. <|endoftext|> is the largest id in all of them, so that argmax
+finds the end of a sentence. A caption that spells such a mark out is text like any other.
+"""
+
+import dataclasses
+import html
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ftfy
+import numpy as np
+
+from jax_mmreid import hub
+from jax_mmreid.errors import DataError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either holds a vocabulary
+_WANTED = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
+_WAYS_OUT = (
+    "name a folder with CLIP's tokenizer.json (or vocab.json and merges.txt), a Hub id such as "
+    "openai/clip-vit-base-patch16, 'builtin' or 'train'"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """Ids of cleaned captions, 0..vocab-1; `open_tokenizer` makes it."""
+
+    vocab: int
+    start: int
+    end: int  # vocab - 1
+    context: int
+    _words: Callable[[str], list[int]] = dataclasses.field(repr=False)  # ids of one cleaned caption
+    _save: Callable[[str], object] | None = dataclasses.field(default=None, repr=False)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Token ids [n,L] int32, L = `context`; what is longer is cut, and its last id is the end all the same."""
+        if isinstance(texts, str):
+            raise TypeError(f"tokenizer: expected a list of captions, got one: {texts[:40]!r}")
+        ids = np.zeros((len(texts), self.context), np.int32)
+        for row, text in zip(ids, texts):
+            words = self._words(clean(text))[: self.context - 2]
+            row[: len(words) + 2] = self.start, *words, self.end
+        return ids
+
+    def save(self, folder: str) -> None:
+        """Writes a folder that `open_tokenizer` and transformers read; nothing for "builtin", which needs none."""
+        if self._save is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._save(folder)
+
+
+def open_tokenizer(
+    source: str, *, context: int = 77, captions: Sequence[str] = (), vocab_size: int = 4096
+) -> Tokenizer:
+    """Opens the vocabulary that `source` names; an existing folder called like a Hub id goes before the Hub.
+
+    source      a folder with transformers' files of a CLIP tokenizer, or a Hub id of one
+                "builtin": CLIP's vocabulary as instant-clip-tokenizer carries it
+                "train": a byte-level BPE in CLIP's manner, trained on `captions`, of at most `vocab_size` ids (fewer
+                where no two letters stand together twice); the order of the captions does not matter
+    context     L, the ids of a caption, both ends included
+
+    Raises ValueError for an argument that cannot be, DataError for a folder, Hub id or captions that cannot be used.
+    """
+    if context < 2:
+        raise ValueError(f"tokenizer: context={context} must be at least 2, the start and the end")
+    if source == "builtin":
+        return _builtin(context)
+    if source == "train":
+        return _train([clean(text) for text in captions], vocab_size, context)
+    folder = Path(source)
+    if not folder.is_dir():
+        if not hub.is_id(source):
+            raise ValueError(f"data.text.tokenizer={source!r} is no folder and no Hub id; {_WAYS_OUT}")
+        folder = hub.download(source, _WANTED)
+    return _load(folder, context)
+
+
+def trim(ids: np.ndarray) -> np.ndarray:
+    """ids [n,L] without the columns that are padding in every row; exact, as CLIP's text tower is causal."""
+    return ids[:, : ids.argmax(axis=1).max(initial=0) + 1]
+
+
+def clean(text: str) -> str:
+    """What OpenAI's tokenizer reads: mojibake and HTML entities undone, single spaces, lower case."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+
+
+def _builtin(context: int) -> Tokenizer:
+    try:
+        from instant_clip_tokenizer import Tokenizer as Clip
+    except ModuleNotFoundError as error:
+        if error.name != "instant_clip_tokenizer":
+            raise
+        raise ValueError(
+            "data.text.tokenizer='builtin': instant-clip-tokenizer is not installed (its wheels are for Python 3.11 "
+            "and 3.12 on x86-64 and macOS); name a folder or a Hub id such as openai/clip-vit-base-patch16, or 'train'"
+        ) from error
+    clip = Clip()
+
+    def words(text: str) -> list[int]:
+        # The space keeps it from reading "<end_of_text>" as a mark of its own; all other ids stay as they are.
+        return clip.encode(text.replace("_of_text>", "_of_text >"))
+
+    return Tokenizer(clip.end_of_text() + 1, clip.start_of_text(), clip.end_of_text(), context, words)
+
+
+def _train(captions: list[str], vocab_size: int, context: int) -> Tokenizer:
+    """The layout of CLIP's ids: bytes, bytes at the end of a word, merges, start, end."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, trainers
+    from transformers import CLIPTokenizer
+
+    letters = _letters()
+    if vocab_size < len(letters) + 2:
+        raise ValueError(
+            f"tokenizer: vocab_size={vocab_size} is less than {len(letters) + 2}: all bytes, start and end"
+        )
+    if not any(captions):
+        raise DataError("tokenizer: 'train' found no captions to learn from; check the data, or name another source")
+    backend = Backend(models.BPE(end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        min_frequency=2,
+        # Named as special tokens, letters have fixed ids; else those at word ends come in the order of a hash table,
+        # which also breaks ties between merges.
+        special_tokens=letters,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    backend.train_from_iterator(captions, trainer)
+    model = json.loads(backend.to_str())["model"]
+    vocab, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
+    return _wrap(CLIPTokenizer(vocab | {START: len(vocab), END: len(vocab) + 1}, merges), context)
+
+
+def _load(folder: Path, context: int) -> Tokenizer:
+    if not any(all((folder / name).is_file() for name in names) for names in _FILES):
+        raise DataError(f"tokenizer: folder {folder} holds no tokenizer; {_WAYS_OUT}")
+    from transformers import CLIPTokenizer
+
+    try:
+        return _wrap(CLIPTokenizer.from_pretrained(folder, local_files_only=True), context)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise DataError(f"tokenizer: cannot read that of {folder} ({_reason(error)}); {_WAYS_OUT}") from error
+
+
+def _wrap(clip, context: int) -> Tokenizer:
+    """A transformers CLIPTokenizer as ours; raises ValueError if its vocabulary is not in CLIP's manner."""
+    from tokenizers import Tokenizer as Backend
+
+    # The model and its splitting of words alone: no second cleaning, no marks inside a caption, no cutting.
+    backend = Backend(clip.backend_tokenizer.model)
+    backend.pre_tokenizer = clip.backend_tokenizer.pre_tokenizer
+    vocab = backend.get_vocab()
+    absent = {START, END, *_letters()} - vocab.keys()
+    if absent:
+        raise ValueError(f"not a CLIP vocabulary, it lacks {min(absent)!r}")
+    if vocab[END] != max(vocab.values()):
+        raise ValueError(f"{END} is id {vocab[END]}, but must be the largest, {max(vocab.values())}")
+
+    def words(text: str) -> list[int]:
+        return backend.encode(text, add_special_tokens=False).ids
+
+    return Tokenizer(vocab[END] + 1, vocab[START], vocab[END], context, words, clip.save_pretrained)
+
+
+def _letters() -> list[str]:
+    """The 256 bytes as BPE writes them, then the same at the end of a word: ids 0..511 of CLIP."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    return letters + [letter + "</w>" for letter in letters]
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

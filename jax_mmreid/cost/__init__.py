@@ -1,0 +1,1 @@
+"""What a config costs: multiply-adds of the traced program, and as papers count them."""

@@ -1,0 +1,17 @@
+"""The errors that end a run with one line and an exit code; everything else is a defect and shows a traceback."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be run. The message is one line: what is wrong, and the way out. Exit code 2."""
+
+
+class DataError(Exception):
+    """The data on disk cannot be used. The message is one line: what, where, and the way out. Exit code 3."""
+
+
+class NonFiniteError(Exception):
+    """The loss or a gradient is NaN or infinite. Exit code 4."""
+
+
+class PreemptedError(Exception):
+    """The process was asked to stop and has saved its state. Exit code 75."""
