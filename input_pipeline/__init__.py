@@ -17,11 +17,10 @@ from input_pipeline.data_spec import DescribedData, describe
 from input_pipeline.reading import images, loader, masks, packed
 from input_pipeline.reading.sampler import IdentitySampler, PairSampler
 from input_pipeline.records import Records, single_identities
-from input_pipeline.text.token_table import Options, tokenise
+from input_pipeline.text.token_table import Options, tokenize
 from input_pipeline.text.tokenizer import Tokenizer
-from jax_mmreid.batch import Batch
+from jax_mmreid.batch import Batch, DataSpec
 from jax_mmreid.errors import DataError
-from jax_mmreid.metrics import galleries
 
 __all__ = ["DescribedData", "OpenedData", "describe", "load_records", "open_data"]
 
@@ -30,16 +29,7 @@ __all__ = ["DescribedData", "OpenedData", "describe", "load_records", "open_data
 class OpenedData:
     """An opened dataset: the `Data` protocol of `jax_mmreid.batch`, and its training masks."""
 
-    modalities: tuple[str, ...]
-    image_size: tuple[int, int]  # H, W
-    pids: tuple[int, ...]
-    cameras: tuple[int, ...]
-    batch_size: int
-    steps_per_epoch: int
-    fingerprint: str
-    text: tuple[str, ...]
-    text_length: int
-    vocab: int
+    spec: DataSpec
     present_train: np.ndarray  # [N,M] bool over the whole training list, all-False rows included
     missing_rates: dict[str, float]  # of the rows trained on
     _splits: dict[str, loader.Reader]
@@ -69,14 +59,15 @@ class OpenedData:
         "text" tells which rows are described in all modalities that the split has captions of, if it has any.
         """
         split = self._find(name).split
-        present = dict(zip(self.modalities, split.present.T))
+        present = dict(zip(self.spec.modalities, split.present.T))
         return present if split.captions is None else present | {"text": split.captions.present}
 
-    def draw(self, name: str, *, cameras: Sequence[int], shots: int, trial: int) -> np.ndarray:
-        """Rows [n] of a gallery drawn from a split; see `galleries.draw`."""
-        return galleries.draw(self._find(name).split.records, cameras=cameras, shots=shots, trial=trial)
+    def columns(self, name: str) -> dict[str, np.ndarray]:
+        """pid, camid and view of the rows of a split, each [N] int32."""
+        records = self._find(name).split.records
+        return {"pid": records.pid, "camid": records.camid, "view": records.view}
 
-    def tokenise(self, sentences: Sequence[str]) -> np.ndarray:
+    def tokenize(self, sentences: Sequence[str]) -> np.ndarray:
         """Token ids [n,L] int32, L = `text.context`; raises ValueError without a tokenizer."""
         if self._tokenizer is None:
             raise ValueError("data: no sentence can be read, as there is no tokenizer; set data.text.tokenizer")
@@ -153,7 +144,7 @@ def open_data(
     train = whole.take(kept)
     if instances > 1 or pairs:  # else nothing is learned from what an identity's pictures have in common
         _check_identities(name, train, [r for split, r in records.items() if split != "train"])
-    captions, tokenizer = tokenise(name, records | {"train": train}, words, seed=seed)
+    captions, tokenizer = tokenize(name, records | {"train": train}, words, seed=seed)
     pids, label = np.unique(train.pid, return_inverse=True)
     label = label.astype(np.int32)
     splits = {split: loader.Split(r, r.has_file(), None, captions.get(split)) for split, r in records.items()}
@@ -164,17 +155,23 @@ def open_data(
     reader = functools.partial(
         loader.Reader, image_size=image_size, range16=range16, resize=resize, cache=cache == "memory"
     )
-    return OpenedData(
+    spec = DataSpec(
+        name=name,
+        fingerprint=_fingerprint(records, present),
         modalities=modalities,
         image_size=tuple(image_size),
         pids=tuple(pids.tolist()),
         cameras=tuple(np.unique(train.camid).tolist()),
         batch_size=batch_size,
         steps_per_epoch=sampler.steps_per_epoch,
-        fingerprint=_fingerprint(records, present),
         text=tuple(captions["train"].captions) if "train" in captions else (),
         text_length=next((table.ids.shape[1] for table in captions.values()), 0),
         vocab=tokenizer.vocab if tokenizer else 0,
+        resize=tuple(resize),
+        range16=tuple(range16),
+    )
+    return OpenedData(
+        spec=spec,
         present_train=present,
         missing_rates=masks.rates(present[kept], modalities),
         _splits={split: reader(x, drop=split == "train" and on_bad_image == "drop") for split, x in splits.items()},

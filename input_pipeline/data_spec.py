@@ -9,6 +9,7 @@ import numpy as np
 from input_pipeline import datasets, validation
 from input_pipeline.text.token_table import Options
 from input_pipeline.text.tokenizer import open_tokenizer
+from jax_mmreid.batch import DataSpec
 
 CLIP = 49408  # ids in the vocabulary of every published CLIP
 
@@ -17,19 +18,11 @@ CLIP = 49408  # ids in the vocabulary of every published CLIP
 class DescribedData:
     """The fields of `jax_mmreid.batch.Data` that a model is built from; it has nothing to read."""
 
-    modalities: tuple[str, ...]
-    image_size: tuple[int, int]  # H, W
-    pids: tuple[int, ...]  # 0..K-1
-    cameras: tuple[int, ...]
-    batch_size: int
-    steps_per_epoch: int  # about: every row once
-    text: tuple[str, ...]  # where there is to be text, it is taken to describe all modalities
-    text_length: int  # the longest that there can be
-    vocab: int
+    spec: DataSpec  # pids 0..K-1, steps of an epoch of every row once, the longest captions, of all modalities
     _rows: int
     _words: Options
 
-    def tokenise(self, sentences: Sequence[str]) -> np.ndarray:
+    def tokenize(self, sentences: Sequence[str]) -> np.ndarray:
         """Token ids [n,L] int32, L = `text.context`, by a vocabulary that is there already."""
         return open_tokenizer(self._words.tokenizer, context=self._words.context).encode(sentences)
 
@@ -60,7 +53,9 @@ def describe(
     modalities, words = validation.distinct(modalities), Options(**text or {})
     validation.check_sizes(identities=identities, instances=instances, threads=0)
     counts = datasets.find(name, "counts", options or {}, data_dir=data_dir, modalities=modalities)()["train"]
-    return DescribedData(
+    spec = DataSpec(
+        name=name,
+        fingerprint="",
         modalities=modalities,
         image_size=tuple(image_size),
         pids=tuple(range(counts.identities)),
@@ -70,9 +65,8 @@ def describe(
         text=modalities if words.tokenizer else (),
         text_length=words.context if words.tokenizer else 0,
         vocab=_vocab(words),
-        _rows=counts.rows,
-        _words=words,
     )
+    return DescribedData(spec, _rows=counts.rows, _words=words)
 
 
 def _vocab(words: Options) -> int:

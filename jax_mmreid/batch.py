@@ -10,7 +10,7 @@ A batch is a plain dict, a pytree of numpy arrays on the host and of global `jax
     images   {"rgb": [B,H,W,3], "nir": ..., "tir": ...}   uint8 from the host
     present  {"rgb": [B], ...}                             bool, the keys of `images`, and "text" where there is text
     text     {"rgb": [B,L], "ir": [B,L]}                   int32 token ids of captions, by what they describe; optional
-                                                           (the end of a caption is its largest id, see `says`)
+                                                           (the end of a caption is its largest id, see `has_caption`)
     label    [B] int32, 0..K-1                             training batches only
     pid camid view   [B] int32                             the dataset's own numbers
     index    [B] int32                                     row of the split
@@ -23,27 +23,76 @@ Where a training row pairs pictures of one identity (`data.pairs`), pid and labe
 are of the picture of the first modality.
 """
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 Batch = dict
 
 
-class Data(Protocol):
-    """What `input_pipeline.open_data` returns."""
+class Modality(NamedTuple):
+    """An entry of the table of modalities. The name is also the manifest's column and the key in every batch."""
 
+    letter: str  # in the names of settings: no_r in configs, -R in tables
+    drawing: str = ""  # the spectrum in which `input_pipeline.synthetic` draws it; "" if it does not
+
+
+# Every modality that there is; adding one is adding a line here. "text" stands for captions and is no modality.
+MODALITIES = {
+    "rgb": Modality("r", "rgb"),
+    "nir": Modality("n", "nir"),
+    "tir": Modality("t", "tir"),
+    "ir": Modality("i", "nir"),  # infrared without further distinction, as SYSU-MM01, RegDB and LLCM have it
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of the data it was trained on. Every workdir holds one, data_spec.json.
+
+    Evaluation, search and export build the model from this alone, on machines without the dataset too.
+    """
+
+    name: str  # of the dataset
+    fingerprint: str  # changes when the file list or the training masks change
     modalities: tuple[str, ...]
     image_size: tuple[int, int]  # H, W
     pids: tuple[int, ...]  # pids[label] is the identity of a training class, ascending
     cameras: tuple[int, ...]  # camera ids seen in training, ascending
     batch_size: int  # rows of a global training batch
     steps_per_epoch: int
-    fingerprint: str  # changes when the file list or the training masks change
-    text: tuple[str, ...]  # the modalities that captions of the training split describe; () without text
-    text_length: int  # L of every batch with text, 0 without
-    vocab: int  # token ids are 0..vocab-1, 0 without text
+    text: tuple[str, ...] = ()  # the modalities that captions of the training split describe
+    text_length: int = 0  # L of every batch with text, 0 without
+    vocab: int = 0  # token ids are 0..vocab-1, 0 without a tokenizer
+    resize: tuple[str, str] = ("bicubic", "bilinear")  # Pillow's filters, in training and in evaluation
+    range16: tuple[int, int] = (0, 65535)  # what becomes black and white in 16-bit pictures
+    mean: float | tuple[float, ...] = 0.5  # pixels in [0, 1] become (x - mean) / std, one number or one a channel
+    std: float | tuple[float, ...] = 0.5
+
+    def to_json(self) -> str:
+        """The spec as JSON text, which `from_json` reads."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "DataSpec":
+        """Reads what `to_json` wrote; raises ValueError or TypeError for anything else."""
+        fields = json.loads(text)
+        return cls(**{key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()})
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that name the spec."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+class Data(Protocol):
+    """What `input_pipeline.open_data` returns."""
+
+    spec: DataSpec
 
     def train(self, start: int, stop: int) -> Iterator[Batch]:
         """Training batches of steps start..stop-1; batch t is a pure function of (seed, t)."""
@@ -52,16 +101,16 @@ class Data(Protocol):
         """Every row of a split once, in order, unaugmented; the last batch is padded with `valid` False."""
 
     def num_rows(self, name: str) -> int:
-        """Rows of a split, padding not counted; raises ValueError for a split that does not exist."""
+        """Rows of a split, padding not counted; raises ConfigError for a split that does not exist."""
 
     def present(self, name: str) -> dict[str, np.ndarray]:
         """Which pictures the rows of a split have, {modality: [N] bool}, and "text" if it has captions."""
 
-    def draw(self, name: str, *, cameras: Sequence[int], shots: int, trial: int) -> np.ndarray:
-        """Rows [n] of a gallery drawn from a split as cross-modality protocols do it, a pure function of `trial`."""
+    def columns(self, name: str) -> dict[str, np.ndarray]:
+        """The dataset's own numbers of the rows of a split: pid, camid and view, each [N] int32."""
 
-    def tokenise(self, sentences: Sequence[str]) -> np.ndarray:
-        """Ids [n,L] int32 of sentences as captions get them; raises ValueError without a tokenizer (vocab 0)."""
+    def tokenize(self, sentences: Sequence[str]) -> np.ndarray:
+        """Ids [n,L] int32 of sentences as captions get them; raises ConfigError without a tokenizer (vocab 0)."""
 
     def save_masks(self, path: str) -> None:
         """Writes which training pictures are hidden, and of which file list."""
@@ -70,8 +119,8 @@ class Data(Protocol):
         """Writes the vocabulary to a folder that `data.text.tokenizer` may name, unless it needs none."""
 
 
-def says(ids):
-    """Which captions say anything, [...,L] ids -> [...] bool: of an empty one the end follows the start at once."""
+def has_caption(ids):
+    """Which captions have tokens, [...,L] ids -> [...] bool: in an empty one the end follows the start at once."""
     return ids.argmax(axis=-1) > 1
 
 

@@ -11,7 +11,8 @@ import importlib
 import itertools
 import json
 import pkgutil
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from jax_mmreid.errors import ConfigError
 
 # Fields that may change when a run goes on: they touch neither the weights nor what a checkpoint means.
-FREE = (
+RUNTIME_FIELDS = (
     "evals",
     "published",
     "eval_every",
@@ -70,7 +71,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
                 # vocab_size: of "train"; rephrased: how often a training caption is taken in its other words.
                 text=dict(tokenizer="", context=77, vocab_size=4096, rephrased=0.0),
             ),
-            # Which training pictures are hidden: a rate per modality in the order of data.modalities.
+            # Which training pictures are hidden: a rate per modality in the order of data.spec.modalities.
             missing=dict(eta=(0.0, 0.0, 0.0), seed=0, mode="bernoulli", all_missing="repair", mask_file=""),
             aug=dict(flip=0.5, pad=10, erase=0.5, sync="none", mean=0.5, std=0.5),
             # weights to start from: a folder of tools.convert, the workdir of a run or a .safetensors file, with
@@ -188,6 +189,25 @@ def missing_evals(
     return rows
 
 
+def check_ranges(values: Mapping[str, object], ranges: Mapping[str, str]) -> None:
+    """Raises ConfigError for a number outside its range.
+
+    `values` are dotted fields, whose tuples are checked number by number; `ranges` are {regex of the whole field:
+    interval}, the first match counts: "[0, 1)", "(0, inf)". A number without a range is a defect: KeyError.
+    """
+    for field, value in values.items():
+        numbers = [x for x in (value if isinstance(value, tuple | list) else [value]) if not isinstance(x, bool)]
+        for x in [x for x in numbers if isinstance(x, int | float)]:
+            interval = next((ranges[pattern] for pattern in ranges if re.fullmatch(pattern, field)), None)
+            if interval is None:
+                raise KeyError(f"no range is stated for the field {field}")
+            low, high = (float(end) for end in interval[1:-1].split(","))
+            above = x >= low if interval[0] == "[" else x > low
+            below = x <= high if interval[-1] == "]" else x < high
+            if not (above and below):  # NaN is in no range
+                raise ConfigError(f"config.{field}={value}: must lie in {interval}")
+
+
 def check_choices(*fields: tuple[str, object, Collection[str]]) -> None:
     """Raises ConfigError for a (field of config.model, value, values that there are) whose value is none of these."""
     for key, value, known in fields:
@@ -223,19 +243,19 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Twelve hexadecimal digits that name the config up to the fields in FREE."""
-    fixed = {k: v for k, v in flat(to_json(config)).items() if not is_free(k)}
+    """Twelve hexadecimal digits that name the config up to the fields in RUNTIME_FIELDS."""
+    fixed = {k: v for k, v in flat(to_json(config)).items() if not is_runtime(k)}
     same = json.loads(json.dumps(fixed), parse_int=float)  # 0 and 0.0 are one rate, as `difference` has it
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def difference(saved: dict, config: ConfigDict) -> list[str]:
-    """`field (old -> new)` for every field outside FREE in which a saved config.json and this config differ."""
+    """`field (old -> new)` for every field in which a saved config.json and this config differ, RUNTIME_FIELDS aside."""
     old, new = flat(saved), flat(to_json(config))
     return [
         f"{key} ({old.get(key)} -> {new.get(key)})"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not is_free(key)
+        if old.get(key) != new.get(key) and not is_runtime(key)
     ]
 
 
@@ -256,7 +276,7 @@ def flat(tree: dict, prefix: str = "") -> dict:
     return out
 
 
-def is_free(key: str) -> bool:
-    """Whether a dotted field is one of FREE or lies below one, in the config itself or in that of `pretrain`."""
+def is_runtime(key: str) -> bool:
+    """Whether a dotted field is one of RUNTIME_FIELDS or lies below one, in the config or in that of `pretrain`."""
     key = key.removeprefix("pretrain.config.")
-    return any(key == name or key.startswith(name + ".") for name in FREE)
+    return any(key == name or key.startswith(name + ".") for name in RUNTIME_FIELDS)

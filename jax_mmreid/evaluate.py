@@ -81,7 +81,7 @@ def watch(config: ConfigDict, workdir: str | Path, open_data: Callable[[], Data]
     done = _agreed(step if _is_known(config, workdir, step) else step - 1)
     if done == step:
         log.info("step %d of %d has been evaluated before; results in %s", step, total, workdir)
-    with Writer(workdir / "eval", start=done, stop=total, rows_per_step=data.batch_size, active=first) as writer:
+    with Writer(workdir / "eval", start=done, stop=total, rows_per_step=data.spec.batch_size, active=first) as writer:
         while done < total:
             step = _await(workdir, done)
             begin = time.monotonic()
@@ -209,7 +209,7 @@ def _init_differences(config: ConfigDict, workdir: Path) -> list[str]:
     if (workdir / "config.json").exists():
         require_same(workdir / "config.json", config)
     ours, found = config.data.to_dict(), []
-    for place, _ in weights_init.places(config.init):
+    for place, _ in weights_init.init_sources(config.init):
         saved = Path(place) / "config.json"
         theirs = json.loads(saved.read_text())["data"] if saved.exists() else ours
         old, new = (data["options"].get("trial") for data in (theirs, ours))
@@ -221,7 +221,9 @@ def _init_differences(config: ConfigDict, workdir: Path) -> list[str]:
 def _from_init(config: ConfigDict, exp: Experiment, data: Data) -> tuple[int, dict]:
     """(0, variables with every part of the method from `config.init`)."""
     state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
-    return 0, weights_init.start_from(state, weights_init.load(config.init), data.image_size, required=None).variables
+    return 0, weights_init.start_from(
+        state, weights_init.load(config.init), data.spec.image_size, required=None
+    ).variables
 
 
 def _restore(exp: Experiment, workdir: Path, step: str, differences: list[str]) -> tuple[int, dict]:

@@ -44,7 +44,7 @@ def build(config: ConfigDict, data: Data, devices: list | None = None) -> Experi
     """Reads a config once and for all; raises ConfigError for what does not fit together."""
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sizes = {
-        "data.identities * data.instances": data.batch_size,
+        "data.identities * data.instances": data.spec.batch_size,
         "data.eval_batch_size": config.data.eval_batch_size,
     }
     for key, rows in sizes.items():
@@ -71,7 +71,9 @@ def build(config: ConfigDict, data: Data, devices: list | None = None) -> Experi
 
 def _method(config: ConfigDict, data: Data) -> Method:
     try:
-        return find("jax_mmreid.methods", config.method).create(data, **config.model.to_dict())
+        return find("jax_mmreid.methods", config.method).create(
+            data.spec, tokenize=data.tokenize, **config.model.to_dict()
+        )
     except TypeError as error:
         raise ConfigError(f"config.model does not fit method {config.method!r}: {error}") from error
     except ValueError as error:  # a vocabulary that is not there yet
@@ -84,17 +86,17 @@ def _phases(config: ConfigDict, data: Data, method: Method) -> tuple[Phase, ...]
         raise ConfigError(f"config.phases start at epochs {starts}; they must begin with 0 and ascend")
     options = config.optim.to_dict()
     rules, lr, common = (options.pop(name) for name in ("rules", "lr", "schedule"))
-    schedules = optim.make_schedules(lr, epochs=config.epochs, steps_per_epoch=data.steps_per_epoch, **common)
+    schedules = optim.make_schedules(lr, epochs=config.epochs, steps_per_epoch=data.spec.steps_per_epoch, **common)
     phases = []
     for (start, changes, groups), stop in zip(config.phases, [*starts[1:], config.epochs]):
         tx = optim.make_optimizer(schedules, rules, active=frozenset(groups), **options)
-        first, last = (min(epoch, config.epochs) * data.steps_per_epoch for epoch in (start, stop))
+        first, last = (min(epoch, config.epochs) * data.spec.steps_per_epoch for epoch in (start, stop))
         phases.append(Phase(first, last, dataclasses.replace(method, **changes), tx))
     return tuple(phases)
 
 
 def _example(data: Data) -> Batch:
     """A blank batch of one row, for shapes."""
-    images = {m: jnp.zeros((1, *data.image_size, 3)) for m in data.modalities}
-    present = {m: jnp.ones(1, bool) for m in data.modalities}
+    images = {m: jnp.zeros((1, *data.spec.image_size, 3)) for m in data.spec.modalities}
+    present = {m: jnp.ones(1, bool) for m in data.spec.modalities}
     return {"images": images, "present": present} | {key: jnp.zeros(1, jnp.int32) for key in ("camid", "index")}

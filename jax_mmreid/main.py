@@ -124,10 +124,10 @@ def _open(config: ConfigDict, open_data: Callable, shard: tuple[int, int]) -> Da
     data = _checked(open_data, **options, **config.data.to_dict())
     if config.data.pairs:  # of every row all pictures but one are missing
         shown = data.present("train")
-        what = "pictures " + ", ".join(f"{shown[name].sum()} {name}" for name in data.modalities)
+        what = "pictures " + ", ".join(f"{shown[name].sum()} {name}" for name in data.spec.modalities)
     else:
         what = "missing: " + ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in data.missing_rates.items())
-    log.info("training data: %d identities, %d rows; %s", len(data.pids), data.num_rows("train"), what)
+    log.info("training data: %d identities, %d rows; %s", len(data.spec.pids), data.num_rows("train"), what)
     return data
 
 

@@ -82,18 +82,18 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
     exp = experiment.build(config, data)
     evaluators.check(config, data)
     total = exp.phases[-1].stop
-    meta = {"fingerprint": data.fingerprint, "config_hash": config_hash(config), "seed": config.seed}
+    meta = {"fingerprint": data.spec.fingerprint, "config_hash": config_hash(config), "seed": config.seed}
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
         stopping = stack.enter_context(_stop_signal())
-        _claim(workdir, config, data, first, running=checkpoints.last() is not None)
+        init_workdir(workdir, config, data, first, running=checkpoints.last() is not None)
         state = start_or_resume(config, exp, data, checkpoints)
         start = int(jax.device_get(state.step))
         log.info("training in %s: step %d of %d done", workdir, start, total)
         writer = stack.enter_context(
-            Writer(workdir, start=start, stop=total, rows_per_step=data.batch_size, active=first)
+            Writer(workdir, start=start, stop=total, rows_per_step=data.spec.batch_size, active=first)
         )
-        batches = _put_ahead(stack.enter_context(contextlib.closing(data.train(start, total))), exp.mesh)
+        batches = prefetch_to_device(stack.enter_context(contextlib.closing(data.train(start, total))), exp.mesh)
         stack.enter_context(jax.transfer_guard("disallow"))
         step, stop, phase, run = start, False, None, None
         while step < total and not stop:
@@ -104,14 +104,14 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
             step += 1
 
             stop = stopping.is_set()  # asked once, so that what stops the loop is also what saves
-            saving = stop or step == total or _due(step, config.save_every * data.steps_per_epoch)
+            saving = stop or step == total or _due(step, config.save_every * data.spec.steps_per_epoch)
             if saving or _due(step, config.log_every):
                 scalars = _finite(step, jax.device_get(scalars))
                 writer.write(step, scalars | writer.rate(step))
 
             results = {}
-            begun = step >= config.eval_from * data.steps_per_epoch
-            if config.evals and begun and not stop and _due(step, config.eval_every * data.steps_per_epoch):
+            begun = step >= config.eval_from * data.spec.steps_per_epoch
+            if config.evals and begun and not stop and _due(step, config.eval_every * data.spec.steps_per_epoch):
                 results = evaluators.run(config, phase.method, state.variables, data, exp.mesh)
                 writer.write(step, evaluators.numbers(results))
 
@@ -126,7 +126,7 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
     last = checkpoints.last()
     if last is not None:
         saved = checkpoints.meta(last)
-        if saved["fingerprint"] != data.fingerprint:
+        if saved["fingerprint"] != data.spec.fingerprint:
             raise DataError(
                 f"{checkpoints.folder} was trained on other files or masks than {config.data.data_dir} now holds; "
                 "restore the data, or choose another --workdir"
@@ -136,7 +136,9 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
         raise ConfigError("this stage goes on from a finished one; name its workdir: --config.init=runs/NAME")
     state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
     if config.init:
-        state = weights_init.start_from(state, weights_init.load(config.init), data.image_size, config.requires_init)
+        state = weights_init.start_from(
+            state, weights_init.load(config.init), data.spec.image_size, config.requires_init
+        )
     normalise = jax.jit(functools.partial(augment.normalise, mean=config.aug.mean, std=config.aug.std))
 
     def prepared() -> Iterator[Batch]:
@@ -149,7 +151,7 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
     return jax.device_put(state, jax.tree.map(lambda x: x.sharding, exp.abstract))
 
 
-def _put_ahead(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
+def prefetch_to_device(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
     """The batches as global arrays, one ahead: the next one moves to the devices while they work on this one."""
     ahead = collections.deque()  # holds no batch that was handed out, whose memory is the step's to free
     for batch in batches:
@@ -159,7 +161,7 @@ def _put_ahead(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
     yield from ahead
 
 
-def _claim(workdir: Path, config: ConfigDict, data: Data, first: bool, running: bool) -> None:
+def init_workdir(workdir: Path, config: ConfigDict, data: Data, first: bool, running: bool) -> None:
     """Writes config.json, masks and vocabulary, or checks that a workdir with a checkpoint holds the same run."""
     path = workdir / "config.json"
     if running and path.exists():

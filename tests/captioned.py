@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mmreid.batch import says
+from jax_mmreid.batch import has_caption
 from jax_mmreid.evaluators.encoder import Encoder
 from jax_mmreid.sharding import make_mesh
 
@@ -31,10 +31,10 @@ class Whole:
         for m, ids in batch.get("text", {}).items():
             words = jnp.where((jnp.arange(ids.shape[1]) < ids.argmax(axis=1)[:, None])[..., None], 1, 0)
             sums = (variables["params"]["words"][ids] * words).sum(axis=1)
-            features[f"text/{m}"] = jnp.where(says(ids)[:, None], sums, jnp.nan)
+            features[f"text/{m}"] = jnp.where(has_caption(ids)[:, None], sums, jnp.nan)
         return features
 
-    def completer(self, use):
+    def imputer(self, use):
         return None
 
     def embed(self, variables, features, use):
@@ -78,7 +78,7 @@ class Captioned:
         told = np.array([all(captions.values()) for _, captions in rows])
         return present | ({"text": told} if rows[0][1] else {})
 
-    def tokenise(self, sentences):
+    def tokenize(self, sentences):
         if not self.vocab:
             raise ValueError("data: there is no tokenizer")
         ids = np.zeros((len(sentences), L + 2), np.int32)  # captions are shorter, as they are trimmed
@@ -103,7 +103,7 @@ class Captioned:
                 batch["images"][m] = np.concatenate([np.stack(pixels), filler])
                 batch["present"][m] = np.array(there)
             for m in mine[0][1]:
-                batch["text"][m] = self.tokenise([captions[m] for _, captions in mine] + ["red"] * pad)[:, :L]
+                batch["text"][m] = self.tokenize([captions[m] for _, captions in mine] + ["red"] * pad)[:, :L]
             batch["present"]["text"] = np.array([all(captions.values()) for _, captions in mine] + [True] * pad)
             yield batch | {name: np.zeros(self.batch, np.int32) for name in ("pid", "camid", "view", "index")}
 

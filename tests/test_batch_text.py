@@ -10,9 +10,9 @@ from PIL import Image
 from input_pipeline import datasets, describe, open_data
 from input_pipeline.records import Records
 from input_pipeline.text import token_table
-from input_pipeline.text.token_table import Options, TokenTable, tokenise
+from input_pipeline.text.token_table import Options, TokenTable, tokenize
 from input_pipeline.text.tokenizer import open_tokenizer
-from jax_mmreid.batch import check, says
+from jax_mmreid.batch import check, has_caption
 from jax_mmreid.errors import DataError
 
 BOTH = ("rgb", "ir")
@@ -77,9 +77,9 @@ def test_every_row_of_a_split_has_its_own_captions(folder):
         for m in BOTH:
             ids = tokenizer.encode(splits[split].captions[m].tolist())
             lengths.add(ids.argmax(axis=1).max() + 1)
-            np.testing.assert_array_equal(batch["text"][m], ids[:, : data.text_length])
-    assert data.text_length == max(lengths) and len(lengths) > 1
-    assert data.text == BOTH and data.vocab == tokenizer.vocab
+            np.testing.assert_array_equal(batch["text"][m], ids[:, : data.spec.text_length])
+    assert data.spec.text_length == max(lengths) and len(lengths) > 1
+    assert data.spec.text == BOTH and data.spec.vocab == tokenizer.vocab
     assert (splits["query"].captions["rgb"] != "").all()  # of a query that has no visible picture
 
 
@@ -90,7 +90,7 @@ def test_batches_follow_the_vocabulary(folder):
         check(batch)
     for batch in (train, query):
         assert {m: x.shape for m, x in batch["text"].items()} == dict.fromkeys(
-            BOTH, (len(batch["index"]), data.text_length)
+            BOTH, (len(batch["index"]), data.spec.text_length)
         )
     assert "text" not in gallery and "text" not in gallery["present"]  # nothing is said of it
     assert set(train["present"]) == {*BOTH, "text"} and set(query["present"]) == {"ir", "text"}
@@ -123,7 +123,9 @@ def wordings(folder, rate, steps, seed=1, **changes):
     """Which captions of training batches are in their other words, {modality: [steps, B] bool}."""
     data = opened(folder, text=dict(tokenizer="train", rephrased=rate), seed=seed, **changes)
     tokenizer, table = vocabulary(folder), records(folder)["train"]
-    ids = {name: tokenizer.encode(column.tolist())[:, : data.text_length] for name, column in table.captions.items()}
+    ids = {
+        name: tokenizer.encode(column.tolist())[:, : data.spec.text_length] for name, column in table.captions.items()
+    }
     found = {m: [] for m in BOTH}
     for batch, step in zip(data.train(0, steps), range(steps)):
         shown = dict(zip(BOTH, data._sampler.rows(step).T))
@@ -136,8 +138,8 @@ def wordings(folder, rate, steps, seed=1, **changes):
 
 
 def test_half_of_the_captions_are_rephrased_each_by_its_own_coin(folder):
-    coins = wordings(folder, 0.5, 50)
-    tosses = np.stack([coins["rgb"], coins["ir"]])  # [2,50,12]
+    paraphrase_mask = wordings(folder, 0.5, 50)
+    tosses = np.stack([paraphrase_mask["rgb"], paraphrase_mask["ir"]])  # [2,50,12]
     standard_error = 0.5 / np.sqrt(600)
     assert all(abs(tosses.mean(axis=(1, 2)) - 0.5) < 4 * standard_error)
     agree = [tosses[0] == tosses[1], tosses[:, 1:] == tosses[:, :-1], tosses[..., 1:] == tosses[..., :-1]]
@@ -156,10 +158,14 @@ def test_a_coin_depends_on_seed_step_slot_and_modality_alone():
     ids = np.zeros((3, 5), np.int32)
     both = TokenTable(ids, {m: column for m in BOTH}, {m: column for m in BOTH}, 0.5, seed=7)
     one = TokenTable(ids, {"ir": column}, {"ir": column}, 0.5, seed=7)
-    np.testing.assert_array_equal(one.coins(3, 1000)["ir"][:40], both.coins(3, 40)["ir"])
-    others = both.coins(4, 40)["ir"], both.coins(3, 40)["rgb"], dataclasses.replace(both, seed=8).coins(3, 40)["ir"]
+    np.testing.assert_array_equal(one.paraphrase_mask(3, 1000)["ir"][:40], both.paraphrase_mask(3, 40)["ir"])
+    others = (
+        both.paraphrase_mask(4, 40)["ir"],
+        both.paraphrase_mask(3, 40)["rgb"],
+        dataclasses.replace(both, seed=8).paraphrase_mask(3, 40)["ir"],
+    )
     for other in others:
-        assert 5 < (other == both.coins(3, 40)["ir"]).sum() < 35
+        assert 5 < (other == both.paraphrase_mask(3, 40)["ir"]).sum() < 35
 
 
 def test_evaluation_never_takes_other_words(folder):
@@ -168,7 +174,7 @@ def test_evaluation_never_takes_other_words(folder):
     for split in ("train", "query"):
         batch = rows(always, split)
         for m in BOTH:
-            want = tokenizer.encode(splits[split].captions[m].tolist())[:, : always.text_length]
+            want = tokenizer.encode(splits[split].captions[m].tolist())[:, : always.spec.text_length]
             np.testing.assert_array_equal(batch["text"][m], want)
 
 
@@ -177,7 +183,7 @@ def test_other_words_count_for_the_vocabulary_and_for_the_length_if_they_are_rea
     number = np.zeros(2, np.int32)
     captions = {name: np.array(said) for name, said in column.items()}
     splits = {"train": Records("", {"rgb": np.array(["0", "1"])}, number, number, number, captions=captions)}
-    found = [tokenise("x", splits, Options("train", rephrased=rate), seed=0) for rate in (0.0, 0.5)]
+    found = [tokenize("x", splits, Options("train", rephrased=rate), seed=0) for rate in (0.0, 0.5)]
     assert (
         found[0].tokenizer.vocab
         == found[1].tokenizer.vocab
@@ -193,12 +199,12 @@ def test_other_words_count_for_the_vocabulary_and_for_the_length_if_they_are_rea
 def test_without_a_tokenizer_nothing_is_tokenised(folder, monkeypatch):
     monkeypatch.setattr(token_table, "open_tokenizer", None)
     data = opened(folder, text=dict(tokenizer="", rephrased=0.5))
-    assert (data.text, data.text_length, data.vocab) == ((), 0, 0)
+    assert (data.spec.text, data.spec.text_length, data.spec.vocab) == ((), 0, 0)
     for batch in (next(data.train(0, 1)), next(data.split("query"))):
         assert "text" not in check(batch)
     assert "text" not in data.present("query")
     with pytest.raises(ValueError, match="data: .* no tokenizer; set data.text.tokenizer$"):
-        data.tokenise(["a man"])
+        data.tokenize(["a man"])
     data.save_tokenizer(str(folder / "words"))
     assert not (folder / "words").exists()
 
@@ -209,11 +215,11 @@ def test_a_vocabulary_that_was_saved_reads_sentences_alike_with_captions_and_wit
     learned.save_tokenizer(str(tmp_path / "words"))
     options = OPTIONS | dict(captioner=captioner, rephrased=bool(captioner))
     data = opened(folder, options=options, text=dict(tokenizer=str(tmp_path / "words"), context=9))
-    assert (data.vocab, data.text) == (learned.vocab, BOTH if captioner else ())
-    ids = data.tokenise(said)
-    assert ids.shape == (3, 9) and ids.dtype == np.int32 and says(ids).tolist() == [True, False, True]
+    assert (data.spec.vocab, data.spec.text) == (learned.vocab, BOTH if captioner else ())
+    ids = data.tokenize(said)
+    assert ids.shape == (3, 9) and ids.dtype == np.int32 and has_caption(ids).tolist() == [True, False, True]
     np.testing.assert_array_equal(ids, vocabulary(folder, context=9).encode(said))
-    np.testing.assert_array_equal(ids, learned.tokenise(said))
+    np.testing.assert_array_equal(ids, learned.tokenize(said))
     data.save_tokenizer(str(tmp_path / "again"))
     np.testing.assert_array_equal(ids, open_tokenizer(str(tmp_path / "again"), context=9).encode(said))
     described = describe(
@@ -226,9 +232,9 @@ def test_a_vocabulary_that_was_saved_reads_sentences_alike_with_captions_and_wit
         options=options,
         text=dict(tokenizer=str(tmp_path / "words"), context=9),
     )
-    assert (described.vocab, described.text_length) == (data.vocab, 9)
+    assert (described.spec.vocab, described.spec.text_length) == (data.spec.vocab, 9)
     if not captioner:
-        assert data.text_length == 0
+        assert data.spec.text_length == 0
         for batch in (next(data.train(0, 1)), next(data.split("query"))):
             assert "text" not in check(batch)
 
@@ -236,8 +242,8 @@ def test_a_vocabulary_that_was_saved_reads_sentences_alike_with_captions_and_wit
 def test_the_builtin_vocabulary_is_there_without_captions_and_needs_no_folder(folder, tmp_path):
     pytest.importorskip("instant_clip_tokenizer", reason="instant-clip-tokenizer has no wheel for this Python here")
     data = opened(folder, options=OPTIONS | dict(captioner=""), text=dict(tokenizer="builtin"))
-    assert (data.text, data.text_length, data.vocab) == ((), 0, 49408)
-    assert data.tokenise(["a man", ""])[:, :4].tolist() == [[49406, 320, 786, 49407], [49406, 49407, 0, 0]]
+    assert (data.spec.text, data.spec.text_length, data.spec.vocab) == ((), 0, 49408)
+    assert data.tokenize(["a man", ""])[:, :4].tolist() == [[49406, 320, 786, 49407], [49406, 49407, 0, 0]]
     data.save_tokenizer(str(tmp_path / "words"))
     assert not list(tmp_path.iterdir())
 
@@ -264,10 +270,10 @@ def test_whole_rows_have_captions_of_three_modalities(tmp_path):
     )
     given = dict(data_dir=str(tmp_path / "drawn"), modalities=names, allow_missing_files=False)
     splits = datasets.find("rgbnt201", "load", dict(captioner="Blip", rephrased=True), **given)()
-    assert data.text == names and set(data.present("test")) == {*names, "text"}
+    assert data.spec.text == names and set(data.present("test")) == {*names, "text"}
 
     def encoded(split, column, index):
-        return data.tokenise(splits[split].captions[column][index].tolist())[:, : data.text_length]
+        return data.tokenize(splits[split].captions[column][index].tolist())[:, : data.spec.text_length]
 
     heads = []
     for batch in data.train(0, 12):
@@ -282,7 +288,7 @@ def test_whole_rows_have_captions_of_three_modalities(tmp_path):
     batch = rows(data, "test")
     for m in names:
         np.testing.assert_array_equal(batch["text"][m], encoded("test", m, batch["index"]))
-        assert says(batch["text"][m]).all()
+        assert has_caption(batch["text"][m]).all()
 
 
 def test_captions_are_tokenised_once(folder, monkeypatch):
@@ -308,9 +314,9 @@ def test_captions_are_tokenised_once(folder, monkeypatch):
 
 def test_long_captions_are_cut_to_the_context(folder):
     data = opened(folder, text=dict(tokenizer="train", context=6))
-    assert data.text_length == 6
+    assert data.spec.text_length == 6
     batch = next(data.train(0, 1))
-    assert (batch["text"]["ir"].argmax(axis=1) == 5).all() and (batch["text"]["ir"][:, 5] == data.vocab - 1).all()
+    assert (batch["text"]["ir"].argmax(axis=1) == 5).all() and (batch["text"]["ir"][:, 5] == data.spec.vocab - 1).all()
 
 
 def test_a_manifest_of_whole_rows(tmp_path):
@@ -333,7 +339,7 @@ def test_a_manifest_of_whole_rows(tmp_path):
         check(batch)
         shown = batch["images"]["rgb"][:, 0, 0, 0]
         for m in BOTH:
-            want = tokenizer.encode([said[row][m] for row in shown])[:, : data.text_length]
+            want = tokenizer.encode([said[row][m] for row in shown])[:, : data.spec.text_length]
             np.testing.assert_array_equal(batch["text"][m], want)
         np.testing.assert_array_equal(batch["present"]["text"], ~np.isin(shown, [2, 9]))
     assert np.flatnonzero(~data.present("train")["text"]).tolist() == [2]
@@ -341,7 +347,7 @@ def test_a_manifest_of_whole_rows(tmp_path):
     for split, count in (("train", 8), ("test", 4)):
         for m, ids in rows(data, split)["text"].items():
             first = 0 if split == "train" else 8
-            assert says(ids).tolist() == [said[row][m] != "" for row in range(first, first + count)]
+            assert has_caption(ids).tolist() == [said[row][m] != "" for row in range(first, first + count)]
 
 
 @pytest.mark.parametrize(
@@ -385,7 +391,7 @@ def test_captions_of_queries_alone_give_no_vocabulary(folder, tmp_path):
         opened(folder, **changes)
     vocabulary(folder).save(str(tmp_path / "words"))
     data = opened(folder, **changes, text=dict(tokenizer=str(tmp_path / "words")))
-    assert data.text == () and "text" not in next(data.train(0, 1))
-    assert list(next(data.split("query"))["text"]) == ["rgb"] and data.text_length > 2
+    assert data.spec.text == () and "text" not in next(data.train(0, 1))
+    assert list(next(data.split("query"))["text"]) == ["rgb"] and data.spec.text_length > 2
     with pytest.raises(ValueError, match="data.text.rephrased=0.5"):
         opened(folder, **changes, text=dict(tokenizer=str(tmp_path / "words"), rephrased=0.5))

@@ -136,7 +136,7 @@ def test_frozen_parameters_are_written_by_a_new_run_and_not_again(saved, tmp_pat
     with Checkpoints(tmp_path) as checkpoints:
         state = train.start_or_resume(config, exp, data, checkpoints)
         written = {file: file.stat().st_mtime_ns for file in (tmp_path / "frozen").rglob("*")}
-        checkpoints.save(1, state, {"fingerprint": data.fingerprint})
+        checkpoints.save(1, state, {"fingerprint": data.spec.fingerprint})
     assert written
     with Checkpoints(tmp_path) as checkpoints:
         assert_equal(train.start_or_resume(config, exp, data, checkpoints), state)

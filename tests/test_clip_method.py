@@ -8,7 +8,7 @@ from conftest import assert_trees_close, open_tiny, start, tiny_clip_config, tin
 from test_image_text_loss import naive
 
 from jax_mmreid import experiment, train
-from jax_mmreid.batch import says
+from jax_mmreid.batch import has_caption
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.ops import augment
@@ -27,7 +27,7 @@ def tiny(drawn):
     batch["present"]["tir"][2] = False
     ids = batch["text"]["rgb"]
     ids[5] = ids[1]
-    batch["text"]["nir"][4] = data.tokenise([""])[0, : ids.shape[1]]
+    batch["text"]["nir"][4] = data.tokenize([""])[0, : ids.shape[1]]
     return exp.phases[0].method, state, jax.tree.map(jnp.asarray, batch | {"images": images})
 
 
@@ -47,22 +47,22 @@ def vectors(method, state, batch):
 
 
 @pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
-@pytest.mark.parametrize("twins", [True, False])
-def test_the_loss_is_over_all_pairs_of_the_batch(drawn, tiny, loss, twins):
+@pytest.mark.parametrize("dedup_captions", [True, False])
+def test_the_loss_is_over_all_pairs_of_the_batch(drawn, tiny, loss, dedup_captions):
     _, _, batch = tiny
-    exp, _, state = start(tiny_clip_config(drawn, loss, **{"model.twins": twins, "model.block": 6}))
+    exp, _, state = start(tiny_clip_config(drawn, loss, **{"model.dedup_captions": dedup_captions, "model.block": 6}))
     method = exp.phases[0].method
     (value, scalars), _ = value_and_gradients(method, state, batch)
     x, y = (side.reshape(24, -1) for side in vectors(method, state, batch))
     ids = np.stack([batch["text"][m] for m in MODALITIES], axis=1).reshape(24, -1)
-    where = np.stack([batch["present"][m] for m in MODALITIES], axis=1).reshape(-1) & says(ids)
+    where = np.stack([batch["present"][m] for m in MODALITIES], axis=1).reshape(-1) & has_caption(ids)
     assert where.sum() == 22
-    key = np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1) if twins else np.arange(24)
+    key = np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1) if dedup_captions else np.arange(24)
     scale, bias = {"info_nce": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}[loss]
     each = naive(loss, x, y, scale, key, where, bias)
     assert value == pytest.approx(each.sum() / 22, rel=1e-5) and scalars["scale"] == pytest.approx(scale)
     assert scalars["described"] == pytest.approx(22 / 24)
-    if twins and loss == "info_nce":  # the option matters: two captions of the batch are alike
+    if dedup_captions and loss == "info_nce":  # the option matters: two captions of the batch are alike
         assert abs(naive(loss, x, y, scale, np.arange(24), where, bias).sum() - each.sum()) > 1e-3
 
 
@@ -163,14 +163,14 @@ def test_the_towers_start_another_method(drawn, tmp_path):
     config = tiny_config(drawn, **words, **model)
     config.model.sie_camera = False
     data = open_tiny(config)
-    assert data.text == () and data.vocab == open_tiny(tiny_clip_config(drawn)).vocab
+    assert data.spec.text == () and data.spec.vocab == open_tiny(tiny_clip_config(drawn)).vocab
     exp = experiment.build(config, data)
     with Checkpoints(tmp_path / "miss") as checkpoints:
         begun = train.start_or_resume(config, exp, data, checkpoints)
     assert_trees_close(begun.frozen["text"], state.params["text"], atol=0)
     assert_trees_close(begun.params["image"], state.params["image"], atol=0)
     sentence = exp.phases[-1].method.language.template
-    spoken = data.tokenise(["an image of a x person, who shows the x x x x attributes."])[0]
+    spoken = data.tokenize(["an image of a x person, who shows the x x x x attributes."])[0]
     assert sentence.ids == tuple(spoken[: spoken.argmax() + 1].tolist())
     gaps = [i for i, token in enumerate(sentence.ids) if token == sentence.ids[sentence.word]]
     assert gaps == [sentence.word, *range(sentence.prompt, sentence.prompt + 4)]
@@ -180,7 +180,7 @@ def test_pictures_of_nobody_twice_will_do(tmp_path):
     once = {"data.options.cameras": 1, "data.options.images_per_camera": 1}
     data = open_tiny(tiny_clip_config(tmp_path / "once", **once))
     (batch,) = data.train(0, 1)
-    assert len(set(batch["pid"].tolist())) == 8 and says(batch["text"]["tir"]).all()
+    assert len(set(batch["pid"].tolist())) == 8 and has_caption(batch["text"]["tir"]).all()
     with pytest.raises(DataError, match="no training identity has two images"):
         open_tiny(tiny_config(tmp_path / "once", **once))
 

@@ -116,7 +116,9 @@ def test_other_rows_are_lines_with_the_columns_that_there_are(tmp_path):
 def test_the_metrics_that_are_no_fractions_are_those_of_the_evaluators():
     names = [module.name for module in pkgutil.iter_modules(evaluators.__path__)]
     modules = [find("jax_mmreid.evaluators", name) for name in names]
-    assert {metric for module in modules for metric in getattr(module, "PLAIN", ())} == set(compare.PLAIN)
+    assert {metric for module in modules for metric in getattr(module, "NOT_FRACTIONS", ())} == set(
+        compare.NOT_FRACTIONS
+    )
 
 
 def test_settings_and_other_rows_have_a_table_each_and_two_modalities_fewer_columns(tmp_path):

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from jax_mmreid import experiment, optim
 from jax_mmreid.config import (
-    FREE,
+    RUNTIME_FIELDS,
     ConfigDict,
     base_config,
     config_hash,
@@ -44,7 +44,7 @@ def build(config):
         text=tuple(config.data.modalities) if config.data.text.tokenizer else (),
         text_length=40,
         vocab=500 if config.data.text.tokenizer else 0,
-        tokenise=lambda sentences: np.tile(np.array([498, 7, 499, 0], np.int32), (len(sentences), 1)),
+        tokenize=lambda sentences: np.tile(np.array([498, 7, 499, 0], np.int32), (len(sentences), 1)),
     )
     return experiment.build(config, data, devices=jax.devices()[:1])
 
@@ -186,7 +186,9 @@ def changed(config, key):
 
 def test_every_field_outside_free_changes_the_hash_and_is_named():
     config = tiny_config("data")
-    fields = [key for key in flat(to_json(config)) if key not in FREE and not key.startswith(("evals.", "mesh."))]
+    fields = [
+        key for key in flat(to_json(config)) if key not in RUNTIME_FIELDS and not key.startswith(("evals.", "mesh."))
+    ]
     assert {"seed", "data.name", "model.image.width", "optim.lr.tower", "phases", "best"} < set(fields)
     for key in fields:
         other = changed(config, key)
@@ -197,7 +199,7 @@ def test_every_field_outside_free_changes_the_hash_and_is_named():
 
 def test_free_fields_change_neither_hash_nor_what_the_workdir_holds():
     config = tiny_config("data")
-    fields = [key for key in flat(to_json(config)) if key in FREE or key.startswith(("evals.", "mesh."))]
+    fields = [key for key in flat(to_json(config)) if key in RUNTIME_FIELDS or key.startswith(("evals.", "mesh."))]
     assert {"mesh.data", "data.data_dir", "data.threads", "data.eval_batch_size", "eval_every"} < set(fields)
     assert any(key.startswith("evals.no_r.") for key in fields)
     for key in fields:

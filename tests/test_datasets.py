@@ -175,7 +175,7 @@ def test_file_name_that_says_no_identity(tmp_path, name):
 
 
 def test_unknown_modality(tmp_path):
-    with pytest.raises(ValueError, match="data.modalities.*rgbnt201 has rgb, nir, tir"):
+    with pytest.raises(ValueError, match="data.spec.modalities.*rgbnt201 has rgb, nir, tir"):
         load(write_tree(tmp_path), modalities=("rgb", "ir"))
 
 
@@ -307,5 +307,5 @@ def test_synthetic_options_that_there_are_not(tmp_path, options, message):
         synthetic.counts("", modalities=modalities, **options)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "new", modalities=modalities, height=32, num_train_ids=2, num_test_ids=2, **options)
-    with pytest.raises(ValueError, match="data.modalities.*regdb has rgb, ir"):
+    with pytest.raises(ValueError, match="data.spec.modalities.*regdb has rgb, ir"):
         synthetic.counts("", modalities=ALL, layout="regdb")

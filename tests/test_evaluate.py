@@ -209,7 +209,7 @@ def workdir(tiny, drawn, tmp_path_factory):
         checkpoints.save_frozen(state.frozen)
         other = state.replace(params=jax.tree.map(lambda x: -x, state.params))
         for step, watched, it in ((6, 0.9, other), (9, 0.4, state)):
-            checkpoints.save(step, it, {"fingerprint": data.fingerprint}, watched)
+            checkpoints.save(step, it, {"fingerprint": data.spec.fingerprint}, watched)
     return folder
 
 

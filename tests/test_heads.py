@@ -99,7 +99,7 @@ def test_the_logits_are_linear_in_the_neck(train):
     stats = {"neck": {"mean": normal(1, 5), "var": 1 + np.abs(normal(2, 5))}}
     variables = {"params": params, "batch_stats": stats}
     options = dict(train=train, mutable=["batch_stats"])
-    neck, after = head.apply(variables, x, method="normalised", **options)
+    neck, after = head.apply(variables, x, method="bn_features", **options)
     logits, expected = head.apply(variables, x, np.ones(7, bool), **options)
     close(neck @ params["classifier"]["kernel"], logits, 1e-5)
     jax.tree.map(lambda a, b: close(a, b, 1e-6), after, expected)
@@ -189,14 +189,14 @@ def test_another_vocabulary_reads_the_same_sentence():
     """Words of several tokens move what comes after them; start and end are the vocabulary's own."""
     words = {"image": [3, 4], "x": [9], ".": [5]}
 
-    def tokenise(sentences):
+    def tokenize(sentences):
         ids = np.zeros((len(sentences), 20), np.int32)
         for row, text in zip(ids, sentences):
             found = [98, *(token for word in text.split() for token in words.get(word, [7])), 99]
             row[: len(found)] = found
         return ids
 
-    found = template("person", prompts=2, tokenise=tokenise)
+    found = template("person", prompts=2, tokenize=tokenize)
     assert found.ids == (98, 7, 3, 4, 7, 7, 9, 7, 7, 7, 7, 7, 9, 9, 7, 5, 99)
     assert (found.word, found.prompt, found.end) == (6, 12, 16)
 

@@ -125,7 +125,7 @@ def test_a_result_says_what_it_was_measured_on():
     assert image_text.note(row(), there) == f"leaves out {left_out} pictures, of which nothing is said." and left_out
     assert image_text.note(row(), there | {"left_out": 0}) == ""
     assert image_text.note({}, {"rank1": 0.5}) == ""  # a mean
-    assert set(image_text.COLUMNS.values()) < set(there) and set(image_text.PLAIN) < set(there)
+    assert set(image_text.COLUMNS.values()) < set(there) and set(image_text.NOT_FRACTIONS) < set(there)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Contrast of pictures with captions: oracle (a loop in NumPy), laws of twins and masks, equality over devices."""
+"""Contrast of pictures with captions: oracle (a loop in NumPy), laws of dedup_captions and masks, equality over devices."""
 
 import functools
 import re
@@ -91,7 +91,7 @@ def test_what_does_not_exist_may_hold_anything(kind, pairs):
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("scale", [1e-3, 100.0])
 def test_nothing_to_compare_with_is_finite(kind, scale, pairs):
-    """No pair at all, a single pair, twins only: values and gradients are numbers, and no negative costs nothing."""
+    """No pair at all, a single pair, dedup_captions only: values and gradients are numbers, and no negative costs nothing."""
     x, y, _, _ = pairs
     for key, where in ((np.arange(B), np.zeros(B, bool)), (np.arange(B), np.arange(B) == 3), (np.zeros(B), np.ones(B))):
         value, gradients = jax.value_and_grad(

@@ -72,7 +72,7 @@ def test_every_kind_says_what_it_prints():
     assert names >= {"retrieval", "image_text", "zero_shot"}
     for name in names:
         module = evaluators.evaluator({"a": {"kind": name}}, "a")
-        assert set(module.PLAIN) <= set(module.COLUMNS.values()) and module.note({}, {}) == ""
+        assert set(module.NOT_FRACTIONS) <= set(module.COLUMNS.values()) and module.note({}, {}) == ""
 
 
 def test_there_is_a_table_for_each_kind_in_the_order_in_which_they_come():

@@ -81,14 +81,14 @@ def reading_threads():
 
 def test_what_open_data_says_of_the_data(tree):
     data = opened(tree)
-    assert data.modalities == ALL and data.image_size == (H, W)
-    assert data.pids == PIDS and data.cameras == (1, 2, 3)
-    assert data.batch_size == 6 and data.steps_per_epoch >= 2
+    assert data.spec.modalities == ALL and data.spec.image_size == (H, W)
+    assert data.spec.pids == PIDS and data.spec.cameras == (1, 2, 3)
+    assert data.spec.batch_size == 6 and data.spec.steps_per_epoch >= 2
     assert data.num_rows("train") == sum(COUNTS.values()) and data.num_rows("test") == 13
     assert data.present_train.shape == (22, 3) and data.present_train.any(axis=1).all()
     assert data.missing_rates == masks.rates(data.present_train, ALL)
-    assert data.fingerprint == opened(tree, seed=9, threads=1).fingerprint
-    assert data.fingerprint != opened(tree, missing=MASKS | {"seed": 5}).fingerprint
+    assert data.spec.fingerprint == opened(tree, seed=9, threads=1).fingerprint
+    assert data.spec.fingerprint != opened(tree, missing=MASKS | {"seed": 5}).fingerprint
 
 
 def test_training_batch_follows_the_vocabulary(tree):
@@ -97,7 +97,7 @@ def test_training_batch_follows_the_vocabulary(tree):
         check(batch)
         assert set(batch) == {"images", "present", "label", "pid", "camid", "view", "index"}
         assert tuple(batch["images"]) == ALL and batch["images"]["nir"].shape == (6, H, W, 3)
-        np.testing.assert_array_equal(np.array(data.pids)[batch["label"]], batch["pid"])
+        np.testing.assert_array_equal(np.array(data.spec.pids)[batch["label"]], batch["pid"])
         assert (batch["label"].reshape(3, 2)[:, 0] == batch["label"].reshape(3, 2)[:, 1]).all()
         for column, name in enumerate(ALL):
             np.testing.assert_array_equal(batch["present"][name], data.present_train[batch["index"], column])
@@ -153,7 +153,7 @@ def test_shards_together_are_the_unsharded_batches(tree, count):
     size = dict(eval_batch_size=18)  # 13 test rows: the last of three shards is padding alone
     whole = opened(tree, **size)
     shards = [opened(tree, shard=(i, count), **size) for i in range(count)]
-    assert len({shard.fingerprint for shard in shards}) == 1
+    assert len({shard.spec.fingerprint for shard in shards}) == 1
     for want, *blocks in zip(whole.train(2, 7), *(shard.train(2, 7) for shard in shards), strict=True):
         assert len(blocks[0]["index"]) == 6 // count
         same(join(blocks), want)
@@ -184,7 +184,7 @@ def test_training_rows_for_evaluation_are_masked_and_labelled(tree):
     keep = rows["valid"]
     assert keep.sum() == 22
     np.testing.assert_array_equal(np.stack([rows["present"][name][keep] for name in ALL], 1), data.present_train)
-    np.testing.assert_array_equal(np.array(data.pids)[rows["label"][keep]], rows["pid"][keep])
+    np.testing.assert_array_equal(np.array(data.spec.pids)[rows["label"][keep]], rows["pid"][keep])
 
 
 def test_absent_pictures_are_zeros_and_never_opened(copy):
@@ -257,7 +257,7 @@ def test_dropped_rows_are_left_out_of_training(tree):
     valid = rows["valid"]
     all_pids = np.repeat(PIDS, [COUNTS[pid] for pid in PIDS])
     np.testing.assert_array_equal(rows["pid"][valid], all_pids[kept])
-    assert data.pids == tuple(sorted(set(all_pids[kept].tolist())))
+    assert data.spec.pids == tuple(sorted(set(all_pids[kept].tolist())))
     assert data.missing_rates == masks.rates(data.present_train[kept], ALL)
     for batch in data.train(0, 6):
         assert np.stack(list(batch["present"].values()), axis=1).any(axis=1).all()
@@ -271,7 +271,7 @@ def test_saved_masks_replace_drawn_ones(tree, tmp_path):
     data.save_masks(path)
     again = opened(tree, missing=MASKS | {"eta": (0.0, 0.0, 0.0), "mask_file": path})
     np.testing.assert_array_equal(again.present_train, data.present_train)
-    assert again.fingerprint == data.fingerprint
+    assert again.fingerprint == data.spec.fingerprint
     with pytest.raises(DataError, match="another list of files"):
         opened(tree, modalities=("rgb", "nir"), missing=MASKS | {"eta": (0.0, 0.0), "mask_file": path})
     hidden = data.present_train.copy()
@@ -450,7 +450,7 @@ def spoiled(root, row, modalities):
 
 
 def test_a_dropped_picture_is_an_absent_one(copy, monkeypatch, caplog):
-    monkeypatch.setattr(loader, "FORGIVEN", 0.1)
+    monkeypatch.setattr(loader, "MAX_DROPPED", 0.1)
     whole = list(opened(copy, missing=NO_MASKS).train(0, 12))
     spoiled(copy, 4, ["nir"])
     spoiled(copy, 9, ["rgb", "nir"])
@@ -468,11 +468,11 @@ def test_a_dropped_picture_is_an_absent_one(copy, monkeypatch, caplog):
     list(data.split("train"))
     told = [line for line in caplog.messages if "dropped" in line]
     assert len(told) == 3 and "dropped from training (3 of 66 pictures so far): images: cannot read" in told[2]
-    assert data.present_train.all() and data.fingerprint == opened(copy, missing=NO_MASKS).fingerprint
+    assert data.present_train.all() and data.spec.fingerprint == opened(copy, missing=NO_MASKS).fingerprint
 
 
 def test_a_row_without_readable_pictures_gives_way_to_the_next_of_its_identity(copy, monkeypatch):
-    monkeypatch.setattr(loader, "FORGIVEN", 0.5)
+    monkeypatch.setattr(loader, "MAX_DROPPED", 0.5)
     whole = list(opened(copy, missing=NO_MASKS).train(0, 12))
     one = next(row for row in range(22) if COUNTS[[*np.repeat(PIDS, [COUNTS[pid] for pid in PIDS])][row]] == 5)
     last = one + 4  # of the five rows of identity 17; the row after it is the first, then the second
@@ -499,7 +499,7 @@ def test_a_row_without_readable_pictures_gives_way_to_the_next_of_its_identity(c
 
 
 def test_a_row_gives_way_to_one_that_shows_the_same_modality(copy, monkeypatch, tmp_path):
-    monkeypatch.setattr(loader, "FORGIVEN", 0.5)
+    monkeypatch.setattr(loader, "MAX_DROPPED", 0.5)
     present = np.ones((22, 3), bool)
     path = str(tmp_path / "masks.npz")
     first = int(np.repeat(PIDS, [COUNTS[pid] for pid in PIDS]).tolist().index(17))
@@ -528,7 +528,7 @@ def test_a_broken_picture_that_comes_twice_gives_way_twice(tmp_path):
 
 
 def test_an_identity_without_readable_pictures_is_an_error(copy, monkeypatch):
-    monkeypatch.setattr(loader, "FORGIVEN", 0.5)
+    monkeypatch.setattr(loader, "MAX_DROPPED", 0.5)
     spoiled(copy, 0, ALL)
     spoiled(copy, 1, ALL)
     with pytest.raises(DataError, match="no picture of training identity 2 can stand for .*train_171/RGB/000002_"):
@@ -565,7 +565,7 @@ def test_global_batches_are_one_ahead_of_the_step(tree):
     for count in (0, 1, 2, 5):
         asked = []
         stream = (asked.append(i) or batch for i, batch in enumerate(opened(tree).train(3, 3 + count)))
-        ahead = train._put_ahead(stream, mesh)
+        ahead = train.prefetch_to_device(stream, mesh)
         for number, (batch, want) in enumerate(zip(ahead, opened(tree).train(3, 3 + count), strict=True)):
             assert len(asked) == min(number + 2, count)
             assert batch["label"].sharding.mesh == mesh
@@ -610,7 +610,7 @@ def test_split_in_which_nothing_can_match(copy, split, folder):
         (dict(shard=(0, 4)), "6 training rows .* do not divide by 4"),
         (dict(shard=(1, 2), eval_batch_size=5), "data.eval_batch_size=5 does not divide by 2"),
         (dict(shard=(2, 2)), "no process 2 among 2"),
-        (dict(modalities=("rgb", "nir", "rgb")), "data.modalities.*twice"),
+        (dict(modalities=("rgb", "nir", "rgb")), "data.spec.modalities.*twice"),
         (dict(instances=0), "data.instances=0"),
         (dict(threads=-1), "data.threads=-1"),
         (dict(cache="disk"), "data.cache='disk': there are '' and 'memory'"),

@@ -376,7 +376,7 @@ def test_a_table_is_trained_on(table, tmp_path):
     data = open_tiny(config)
     assert data.present_train.mean(axis=0).tolist() == pytest.approx([57 / 72, 57 / 72], abs=0.02)
     train.train(config, tmp_path / "run", data)
-    assert (tmp_path / "run" / "checkpoints" / str(data.steps_per_epoch)).is_dir()
+    assert (tmp_path / "run" / "checkpoints" / str(data.spec.steps_per_epoch)).is_dir()
 
 
 def test_configs_for_a_table():

@@ -82,10 +82,10 @@ def test_mean_update_is_one_step_with_the_batch_mean(seed):
 def test_fill_streams_the_normalised_mean_of_unit_features(seed):
     _, feats, labels, where = batch(seed)
     where[labels == 1, 2] = False
-    state = memory.start(M, K, D)
+    state = memory.init(M, K, D)
     for part in (slice(0, 5), slice(5, 12), slice(12, B)):
         state = memory.accumulate(*state, feats[part], labels[part], where[part])
-    proto, has_visual = memory.finish(*state)
+    proto, has_visual = memory.finalize(*state)
     assert proto.dtype == jnp.float32 and has_visual.dtype == bool
     for m in range(M):
         for k in range(K):
@@ -99,10 +99,10 @@ def test_fill_streams_the_normalised_mean_of_unit_features(seed):
 
 def test_blend_of_an_epoch_equals_the_mean_update_of_all_its_rows():
     proto, feats, labels, where = batch(0)
-    state = memory.start(M, K, D)
+    state = memory.init(M, K, D)
     for part in (slice(0, 5), slice(5, B)):
         state = memory.accumulate(*state, feats[part], labels[part], where[part])
-    blended = memory.blend(proto, *state, 0.2)
+    blended = memory.ema(proto, *state, 0.2)
     np.testing.assert_allclose(blended, mean(proto, feats, labels, where, 0.2), atol=1e-6)
 
 

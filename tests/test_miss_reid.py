@@ -105,7 +105,9 @@ def test_a_batch_of_other_modalities_is_refused(row_f):
 def test_every_row_of_table_1_has_its_terms(drawn, row):
     exp, data, _ = start_shapes(tiny_config(drawn, row=row))
     early, late = (
-        jax.eval_shape(loss_of(phase.method), exp.abstract, float_batch(np.random.default_rng(0), 8, data.modalities))
+        jax.eval_shape(
+            loss_of(phase.method), exp.abstract, float_batch(np.random.default_rng(0), 8, data.spec.modalities)
+        )
         for phase in (exp.phases[0], exp.phases[-1])
     )
     assert set(late.terms) == TERMS[row]
@@ -115,7 +117,7 @@ def test_every_row_of_table_1_has_its_terms(drawn, row):
 
 def test_without_a_passive_memory_row_e_has_no_text_contrast(drawn):
     exp, data, _ = start_shapes(tiny_config(drawn, row="E", **{"model.memory.passive": False}))
-    batch = float_batch(np.random.default_rng(0), 8, data.modalities)
+    batch = float_batch(np.random.default_rng(0), 8, data.spec.modalities)
     out = jax.eval_shape(loss_of(exp.phases[-1].method), exp.abstract, batch)
     assert set(out.terms) == TERMS["E"] - {"text_nce"} and not out.updates["memory"]
 
@@ -221,9 +223,9 @@ def test_an_epoch_mean_moves_the_memory_at_the_end_of_an_epoch_only(drawn):
     exp, data, state = start(tiny_config(drawn, row="B", **{"model.memory.update": "per_epoch_mean"}))
     step = jax.jit(loss_of(exp.phases[0].method))
     rng = np.random.default_rng(9)
-    for number in range(data.steps_per_epoch):
+    for number in range(data.spec.steps_per_epoch):
         assert not np.any(state.memory["proto"])
-        out = step(state.replace(step=jnp.int32(number)), float_batch(rng, 8, data.modalities))
+        out = step(state.replace(step=jnp.int32(number)), float_batch(rng, 8, data.spec.modalities))
         state = state.replace(memory=out.updates["memory"])
     assert np.any(state.memory["proto"]) and not np.any(state.memory["counts"])
 

@@ -193,7 +193,7 @@ def run(tx, params, state, seeds):
     return params, state
 
 
-def moments(state, group):
+def frames(state, group):
     """The Adam state (count, mu, nu) of a group."""
     return state[0].inner_states[group].inner_state[1]
 
@@ -263,8 +263,8 @@ def test_a_held_group_keeps_its_parameters_and_moments():
     start = held.init(params)
     after, state = run(held, params, start, range(1, 6))
     assert_same(after["head"], params["head"])
-    assert_same(moments(state, "new"), moments(start, "new"))
-    assert moments(state, "tower").count == 5
+    assert_same(frames(state, "new"), frames(start, "new"))
+    assert frames(state, "tower").count == 5
     assert (after["tower"]["kernel"] != params["tower"]["kernel"]).all()
 
 
@@ -273,8 +273,8 @@ def test_a_group_that_has_moved_is_held_as_it_was():
     before, state = run(both, params, both.init(params), range(1, 3))
     after, later = run(held, before, state, range(3, 6))
     assert_same(after["head"], before["head"])
-    assert_same(moments(later, "new"), moments(state, "new"))
-    assert moments(later, "new").count == 2
+    assert_same(frames(later, "new"), frames(state, "new"))
+    assert frames(later, "new").count == 2
 
 
 def test_a_group_starts_its_moments_with_its_phase_at_the_rate_of_the_run():
@@ -282,8 +282,8 @@ def test_a_group_starts_its_moments_with_its_phase_at_the_rate_of_the_run():
     params, held, both = toy(), toy_optimizer("tower", new=rising), toy_optimizer("tower", "new", new=rising)
     before, state = run(held, params, held.init(params), range(1, 6))
     after, state = run(both, before, state, [6])
-    assert moments(state, "new").count == 1
-    assert moments(state, "tower").count == 6
+    assert frames(state, "new").count == 1
+    assert frames(state, "tower").count == 6
     # With full bias correction the first step is the rate times the sign of gradient plus decay.
     gradient = jax.tree.map(lambda g, x: g + 0.1 * x, toy(6)["head"], before["head"])
     step = jax.tree.map(lambda new, old: new - old, after["head"], before["head"])
@@ -312,7 +312,7 @@ def test_a_decay_of_a_group_that_is_not_trained_is_refused(group):
 def test_rules_that_overlap_give_a_parameter_to_one_group_only():
     rules = (("head/bias", "tower"), ("head/.*", "new"), (".*kernel", "tower"), (".*", "new"))
     optimizer = make_optimizer(dict.fromkeys(("tower", "new"), lambda step: 1e-2), rules, active=frozenset(), **ADAM)
-    held = {group: paths(moments(optimizer.init(toy()), group).mu) for group in ("tower", "new")}
+    held = {group: paths(frames(optimizer.init(toy()), group).mu) for group in ("tower", "new")}
     assert held == {"tower": {"head/bias", "tower/kernel"}, "new": {"head/kernel"}}
 
 
@@ -389,7 +389,7 @@ def test_every_parameter_of_miss_reid_is_in_its_group_only(drawn, row):
     assert not [path for path in names if path.startswith("text/")]
     for group in config.optim.lr:
         expected = {path for path in names if miss_reid_group(path) == group}
-        state = moments(abstract.opt_state, group)
+        state = frames(abstract.opt_state, group)
         assert paths(state.mu) == paths(state.nu) == expected, group
     everything = group_names(merge(abstract.params, abstract.frozen), config.optim.rules)
     assert {path: miss_reid_group(path) for path, _ in leaves(everything)} == dict(leaves(everything))

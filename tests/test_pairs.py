@@ -95,7 +95,7 @@ def test_a_slot_pairs_pictures_of_one_identity(folder, modalities):
             np.testing.assert_array_equal(table.pid[shown[m]], batch["pid"])
         identities = batch["pid"].reshape(P, K)
         assert (identities == identities[:, :1]).all() and len(set(identities[:, 0])) == P
-        np.testing.assert_array_equal(np.array(data.pids)[batch["label"]], batch["pid"])
+        np.testing.assert_array_equal(np.array(data.spec.pids)[batch["label"]], batch["pid"])
         first = shown[modalities[0]]
         np.testing.assert_array_equal(batch["index"], first)
         np.testing.assert_array_equal(batch["camid"], table.camid[first])
@@ -142,8 +142,14 @@ def test_threads_restarts_caches_and_processes_change_nothing(folder):
 def test_packed_data_give_the_same_pairs_and_captions(folder, tmp_path):
     tfds_builder.build("synthetic", str(folder), str(tmp_path), modalities=BOTH, **OPTIONS)
     files, packed = opened(folder), opened(tmp_path, source="tfds")
-    assert (packed.text, packed.text_length, packed.vocab) == (files.text, files.text_length, files.vocab)
-    assert packed.steps_per_epoch == files.steps_per_epoch and packed.fingerprint == files.fingerprint
+    assert (packed.spec.text, packed.spec.text_length, packed.spec.vocab) == (
+        files.spec.text,
+        files.spec.text_length,
+        files.spec.vocab,
+    )
+    assert (
+        packed.spec.steps_per_epoch == files.spec.steps_per_epoch and packed.spec.fingerprint == files.spec.fingerprint
+    )
     for batch, other in zip(packed.train(0, 5), files.train(0, 5), strict=True):
         same(batch, other)
     for split in ("train", "query", "gallery"):
@@ -198,7 +204,7 @@ def test_hidden_pictures_are_not_drawn(table):
     hidden = {m: np.flatnonzero(~shown) for m, shown in data.present("train").items()}
     assert min(map(len, hidden.values())) > 2
     N = max(18 - len(rows) for rows in hidden.values())
-    assert data.steps_per_epoch == N // 8 + 1
+    assert data.spec.steps_per_epoch == N // 8 + 1
     for step in range(30):
         for i, m in enumerate(BOTH):
             assert not np.isin(data._sampler.rows(step)[:, i], hidden[m]).any()
@@ -206,7 +212,7 @@ def test_hidden_pictures_are_not_drawn(table):
 
 def test_captions_that_describe_no_picture_of_the_batch_are_of_the_first(table):
     data = opened_table(table, modalities=("ir",), text=dict(tokenizer="train"), missing=MASKS | dict(eta=(0.0,)))
-    assert data.text == BOTH
+    assert data.spec.text == BOTH
     whole = [np.concatenate([batch["text"][m] for batch in data.split("train")]) for m in BOTH]
     for batch in data.train(0, 5):
         for m, ids in zip(BOTH, whole):
@@ -214,7 +220,7 @@ def test_captions_that_describe_no_picture_of_the_batch_are_of_the_first(table):
 
 
 def test_a_broken_picture_gives_way_to_one_of_the_same_kind(copy, monkeypatch):
-    monkeypatch.setattr(loader, "FORGIVEN", 0.5)
+    monkeypatch.setattr(loader, "MAX_DROPPED", 0.5)
     plain = dict(text=TEXT | dict(rephrased=0.0))
     by_pixels, want = rows_by_pixels(records(copy)["train"]), list(opened(copy, **plain).train(0, 12))
     table = records(copy)["train"]
@@ -244,7 +250,7 @@ def test_a_broken_picture_gives_way_to_one_of_the_same_kind(copy, monkeypatch):
 
 
 def test_a_row_with_a_broken_picture_still_lends_its_other_one(table, monkeypatch):
-    monkeypatch.setattr(loader, "FORGIVEN", 0.5)
+    monkeypatch.setattr(loader, "MAX_DROPPED", 0.5)
     table_of = opened_table(table)._splits["train"].split.records
     lost = 8  # of identity 0, whose rows are 0, 4, 8, 12, 16
     (table / table_of.paths["ir"][lost]).write_bytes(b"")
@@ -269,7 +275,7 @@ def test_identities_that_lack_a_modality_are_left_out_and_told(copy, caplog):
     assert [line for line in caplog.messages if line.startswith("sampler")] == [
         "sampler: identities without a picture of each of rgb, ir are not drawn: 7 (1 in all)"
     ]
-    assert data.pids == (1, 3, 5, 7, 9)
+    assert data.spec.pids == (1, 3, 5, 7, 9)
     drawn = np.unique(np.concatenate([batch["pid"] for batch in data.train(0, 20)]))
     assert drawn.tolist() == [1, 3, 5, 9]
     message = "4 training identities have pictures of each of rgb, ir, fewer than the 5 of a batch; lower data.iden"

@@ -177,7 +177,7 @@ def test_a_finished_run_is_evaluated_with_pairs_afterwards(drawn, tiny, tmp_path
     (tmp_path / "config.json").write_text(json.dumps(to_json(before)))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_frozen(state.frozen)
-        checkpoints.save(9, state, {"fingerprint": data.fingerprint})
+        checkpoints.save(9, state, {"fingerprint": data.spec.fingerprint})
     plain = evaluate.evaluate(before, tmp_path, data)
     found = evaluate.evaluate(config, tmp_path, data)
     assert "forced" not in found and found["config_hash"] == plain["config_hash"]

@@ -315,7 +315,7 @@ def test_a_described_dataset_is_the_opened_one(drawn):
     opened, described = open_tiny(config), describe(**config.data.to_dict())
     for field in ("modalities", "image_size", "cameras", "batch_size", "text", "text_length", "vocab"):
         assert getattr(described, field) == getattr(opened, field)
-    assert len(described.pids) == len(opened.pids)
+    assert len(described.spec.pids) == len(opened.spec.pids)
     assert described.num_rows("train") == opened.num_rows("train")
     assert traced.plan(config, described) == traced.plan(config, opened)
     with pytest.raises(ValueError, match="no split 'test'"):
@@ -333,8 +333,10 @@ def test_a_described_dataset_of_pairs_and_captions(tmp_path):
     opened = open_tiny(config)
     for field in ("modalities", "image_size", "cameras", "batch_size", "text"):
         assert getattr(described, field) == getattr(opened, field)
-    assert len(described.pids) == len(opened.pids) and described.num_rows("train") == opened.num_rows("train")
-    assert described.text_length == 60 >= opened.text_length and described.vocab == 600 >= opened.vocab
+    assert len(described.spec.pids) == len(opened.spec.pids) and described.num_rows("train") == opened.num_rows("train")
+    assert (
+        described.spec.text_length == 60 >= opened.spec.text_length and described.spec.vocab == 600 >= opened.spec.vocab
+    )
     for tokenizer in ("builtin", "openai/clip-vit-base-patch16"):
         config.data.text.tokenizer = tokenizer
         assert describe(**config.data.to_dict()).vocab == 49408
@@ -352,9 +354,9 @@ def test_every_dataset_tells_its_counts_without_pictures(name, tmp_path, monkeyp
         rows = [f"{split},{split}{pid % 4},{split}{pid}.jpg" for split in ("train", "test") for pid in range(13)]
         (tmp_path / "table.csv").write_text("\n".join(["split,pid,rgb", *rows]))
     data = describe(name=name, **options)
-    assert 1 < len(data.pids) <= data.num_rows("train") and data.batch_size == 6
-    assert data.steps_per_epoch == data.num_rows("train") // 6
-    assert list(data.cameras) == sorted(set(data.cameras))
+    assert 1 < len(data.spec.pids) <= data.num_rows("train") and data.spec.batch_size == 6
+    assert data.spec.steps_per_epoch == data.num_rows("train") // 6
+    assert list(data.spec.cameras) == sorted(set(data.spec.cameras))
     assert [file.name for file in tmp_path.iterdir()] == (["table.csv"] if name == "manifest" else [])
     for changes, message in (
         (dict(modalities=("rgb", "rgb")), "named twice"),

@@ -248,7 +248,7 @@ def _as_large(config):
 def test_half_precision_weights_start_a_run_in_float32(drawn, tmp_path):
     exp, data, fresh = start(clip_config(drawn, ""))
     weights = layouts.to_ours(openai(np.float16), "openai", HEADS)
-    state = weights_init.start_from(fresh, weights, data.image_size)
+    state = weights_init.start_from(fresh, weights, data.spec.image_size)
     variables, before = state.variables["params"], fresh.variables["params"]
     ours = traverse_util.unflatten_dict(weights, sep="/")["params"]
     for part, own in (("image", {"camera_embedding", "position_embedding"}), ("text", set())):
@@ -310,11 +310,11 @@ def test_a_run_starts_another(drawn, tmp_path):
             checkpoints.save_frozen(state.frozen)
             checkpoints.save(step, state, {})
     weights = weights_init.load(tmp_path)
-    state = weights_init.start_from(fresh, weights, data.image_size)
+    state = weights_init.start_from(fresh, weights, data.spec.image_size)
     assert_trees_close(state.variables["params"], first.variables["params"], atol=0)
     assert_trees_close(state.batch_stats, first.batch_stats, atol=0)
     smaller = {p: x[:, :-1] if p.endswith("classifier/kernel") else x for p, x in weights.items()}
-    state = weights_init.start_from(fresh, smaller, data.image_size)
+    state = weights_init.start_from(fresh, smaller, data.spec.image_size)
     heads = state.params["heads"], fresh.params["heads"]
     assert_trees_close(*({name: head["classifier"] for name, head in part.items()} for part in heads), atol=0)
 
@@ -322,7 +322,7 @@ def test_a_run_starts_another(drawn, tmp_path):
 def refuse(drawn, weights, match, **changes):
     _, data, state = start(clip_config(drawn, "", **changes))
     with pytest.raises(DataError, match=match):
-        weights_init.start_from(state, weights, data.image_size)
+        weights_init.start_from(state, weights, data.spec.image_size)
 
 
 def test_weights_of_another_architecture_are_refused(drawn):
@@ -376,8 +376,8 @@ def test_parts_of_a_place(clip_folder, tmp_path):
         weights_init.load(f"{clip_folder}:text+pool")
     named = tmp_path / "run:text"
     named.mkdir()
-    assert weights_init.places(str(named)) == [(str(named), set())]
-    assert weights_init.places(f"{named}:image,b") == [(str(named), {"image"}), ("b", set())]
+    assert weights_init.init_sources(str(named)) == [(str(named), set())]
+    assert weights_init.init_sources(f"{named}:image,b") == [(str(named), {"image"}), ("b", set())]
 
 
 def test_a_broken_converted_folder_is_refused(clip_folder, tmp_path):

@@ -35,7 +35,7 @@ class Sums:
         text = {"text": batch["text"]["rgb"] @ variables["params"]["words"]} if "text" in batch else {}
         return pixels | text | {"present": batch["present"]}
 
-    def completer(self, use):
+    def imputer(self, use):
         return None
 
     def embed(self, variables, features, use):

@@ -13,7 +13,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from input_pipeline.text.tokenizer import clean, open_tokenizer, trim
-from jax_mmreid.batch import says
+from jax_mmreid.batch import has_caption
 from jax_mmreid.errors import DataError
 from jax_mmreid.models.language import TEMPLATES, template
 
@@ -121,9 +121,15 @@ def test_ids_tell_whether_a_caption_says_anything(tokenizer):
     texts = ["", "!", " \n ", "a", "&nbsp;", "a " * 200, *UNSEEN]  # "!" is id 0, as padding is
     ids = tokenizer.encode(texts)
     want = [bool(clean(text)) for text in texts]
-    assert says(ids).tolist() == says(trim(ids)).tolist() == want and want[:5] == [False, True, False, True, False]
-    assert says(ids.reshape(1, len(texts), 1, -1)).shape == (1, len(texts), 1)
-    for row in ids[~says(ids)]:
+    assert has_caption(ids).tolist() == has_caption(trim(ids)).tolist() == want and want[:5] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert has_caption(ids.reshape(1, len(texts), 1, -1)).shape == (1, len(texts), 1)
+    for row in ids[~has_caption(ids)]:
         assert row.tolist() == [tokenizer.start, tokenizer.end] + [0] * 75
 
 

@@ -65,9 +65,13 @@ def assert_same(a, b):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batches_are_those_of_the_files(drawn, layout):
     files, tfds = opened(drawn, layout, "files"), opened(drawn, layout, "tfds")
-    assert tfds.fingerprint == files.fingerprint
+    assert tfds.spec.fingerprint == files.spec.fingerprint
     np.testing.assert_array_equal(tfds.present_train, files.present_train)
-    assert (tfds.pids, tfds.cameras, tfds.steps_per_epoch) == (files.pids, files.cameras, files.steps_per_epoch)
+    assert (tfds.spec.pids, tfds.spec.cameras, tfds.spec.steps_per_epoch) == (
+        files.spec.pids,
+        files.spec.cameras,
+        files.spec.steps_per_epoch,
+    )
     assert_same(tfds.train(0, 6), files.train(0, 6))
     for split in files._splits:
         assert_same(tfds.split(split), files.split(split))

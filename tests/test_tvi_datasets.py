@@ -143,7 +143,7 @@ def test_absent_data_and_captions(drawn, tmp_path, name):
     assert f"{name}: no folder '" in refused(tmp_path / name)
     assert "Text/GIT_RGB" in refused(drawn / name, captioner="GIT")
     assert load(drawn / name, captioner="")["query"].captions == {}
-    with pytest.raises(ValueError, match=f"data.modalities.*{name} has rgb, ir"):
+    with pytest.raises(ValueError, match=f"data.spec.modalities.*{name} has rgb, ir"):
         load(drawn / name, modalities=("rgb", "tir"))
 
 
@@ -181,7 +181,7 @@ def test_batches_of_drawn_data(drawn, name):
     arguments = config.data.to_dict() | dict(name=name, data_dir=str(drawn / name), modalities=BOTH, options={})
     data = input_pipeline.open_data(seed=0, missing=config.missing.to_dict() | dict(eta=(0, 0)), **arguments)
     batch = next(data.train(0, 1))
-    assert len(data.pids) == 5 and (batch["present"]["rgb"] ^ batch["present"]["ir"]).all()
+    assert len(data.spec.pids) == 5 and (batch["present"]["rgb"] ^ batch["present"]["ir"]).all()
     assert data.num_rows("query") and data.num_rows("gallery")
 
 

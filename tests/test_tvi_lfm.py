@@ -202,7 +202,7 @@ def test_a_stopped_run_goes_on_without_a_seam(drawn_sysu, base, tmp_path):
     part = tiny_tvi_config(drawn_sysu, init=str(base))
     data = open_tiny(whole)
     train.train(whole, tmp_path / "whole", data)
-    steps = data.steps_per_epoch
+    steps = data.spec.steps_per_epoch
     with Checkpoints(tmp_path / "whole") as checkpoints:
         assert checkpoints.last() == 2 * steps
     (tmp_path / "part").mkdir()
@@ -210,7 +210,7 @@ def test_a_stopped_run_goes_on_without_a_seam(drawn_sysu, base, tmp_path):
     step = train.compile_step(part, exp, exp.phases[-1])
     for batch in data.train(0, steps):
         state, _ = step(state, to_global(batch, exp.mesh))
-    meta = {"fingerprint": data.fingerprint, "config_hash": "", "seed": part.seed}
+    meta = {"fingerprint": data.spec.fingerprint, "config_hash": "", "seed": part.seed}
     with Checkpoints(tmp_path / "part") as checkpoints:
         checkpoints.save(steps, state, meta)
     train.train(part, tmp_path / "part", data)

@@ -76,7 +76,7 @@ def build(stage, row):
     exp = experiment.build(config, DATA, devices=jax.devices()[:1])
     weights = layouts.to_ours(golden.state_dict(second_stage=stage == "lfm"), "tvi_lfm", {})
     state = exp.create(jax.random.PRNGKey(0))
-    return exp, weights_init.start_from(state, weights, DATA.image_size, required=None)
+    return exp, weights_init.start_from(state, weights, DATA.spec.image_size, required=None)
 
 
 @pytest.fixture(scope="module", params=STEPS)

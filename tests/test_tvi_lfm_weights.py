@@ -61,7 +61,7 @@ def embeds(apply, feats):
     """Unit vectors behind the neck."""
 
     def embed(x):
-        x = apply(Head(golden.CLASSES, neck_bias=True), "head", x, method="normalised")
+        x = apply(Head(golden.CLASSES, neck_bias=True), "head", x, method="bn_features")
         return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
     sources = {"gallery_rgb": "rgb", "query_fusion": "fusion", "query_ir": "ir", "query_text": "text_rgb"}

@@ -190,7 +190,7 @@ def test_rgbnt100_has_the_published_number_of_parameters(row, trained):
     config = load_config("rgbnt100", f"row={row}")
     data = describe(**config.data.to_dict())
     exp = experiment.build(config, data, devices=jax.devices()[:1])
-    assert (len(data.pids), data.cameras, data.batch_size) == (50, tuple(range(1, 9)), 128)
+    assert (len(data.spec.pids), data.spec.cameras, data.spec.batch_size) == (50, tuple(range(1, 9)), 128)
     assert count(exp.abstract.params) == trained
 
 

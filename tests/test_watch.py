@@ -107,8 +107,8 @@ def test_a_run_is_followed_from_before_it_begins_to_its_last_step(drawn, tmp_pat
     finally:
         trainer.join()
     steps = [results["step"] for results in seen]
-    assert steps == sorted(set(steps)) and steps[-1] == 3 * data.steps_per_epoch
-    assert set(steps) <= {epoch * data.steps_per_epoch for epoch in (1, 2, 3)}
+    assert steps == sorted(set(steps)) and steps[-1] == 3 * data.spec.steps_per_epoch
+    assert set(steps) <= {epoch * data.spec.steps_per_epoch for epoch in (1, 2, 3)}
     assert caplog.messages[0] == f"waiting for the first checkpoint of a run in {workdir}"
     assert sum("first checkpoint" in message for message in caplog.messages) == 1
     assert json.loads((workdir / "results.json").read_text()) == seen[-1]

@@ -55,7 +55,7 @@ def test_a_caption_says_a_key_whose_words_follow_each_other():
     data = Captioned([])
     keys = ("red", "dark blue", "a man in red jacket a man in red", "!")
     said = zero_shot.mentions(
-        data.tokenise(["a red hat", "blue dark", "dark blue", "hat !", ""])[:, :7], data.tokenise(keys)
+        data.tokenize(["a red hat", "blue dark", "dark blue", "hat !", ""])[:, :7], data.tokenize(keys)
     )
     assert said.tolist() == [
         [True, False, False, False],

@@ -21,7 +21,7 @@ from jax_mmreid.errors import DataError
 log = logging.getLogger(__name__)
 
 RESIZE = ("bicubic", "bilinear")  # of Pillow: in training, in evaluation
-FORGIVEN = 0.01  # of the training pictures may be dropped as unreadable, and always one
+MAX_DROPPED = 0.01  # of the training pictures may be dropped as unreadable, and always one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ class Reader:
             self._present[row, column] = False
             whole = np.count_nonzero(self.split.present)
             count = whole - np.count_nonzero(self._present)
-        if count > max(1, FORGIVEN * whole):
+        if count > max(1, MAX_DROPPED * whole):
             raise DataError(
                 f"data: {count} of {whole} training pictures cannot be read, more than data.on_bad_image='drop' "
                 f"forgives; the last one: {error}"
@@ -198,8 +198,8 @@ def train_batches(
         if captions is None:
             return batch
         shown = {m: part["index"] for part in parts for m in part["images"]}
-        coins = {m: heads[mine] for m, heads in captions.coins(step, len(rows)).items()}
-        return captions.add(batch, {m: shown.get(m, batch["index"]) for m in captions.captions}, coins)
+        paraphrase_mask = {m: heads[mine] for m, heads in captions.paraphrase_mask(step, len(rows)).items()}
+        return captions.add(batch, {m: shown.get(m, batch["index"]) for m in captions.captions}, paraphrase_mask)
 
     return _stream(make, start, stop, threads)
 

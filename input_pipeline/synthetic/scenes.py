@@ -48,7 +48,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Capture:
+class Scene:
     """One moment before one camera: the pictures and captions of all spectra."""
 
     pid: int
@@ -67,20 +67,20 @@ class Row(NamedTuple):
     camid: int
 
 
-def moments(plan: Plan, pids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def frames(plan: Plan, pids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(pid, camera, image) of every picture of these people, in this order; cameras count from 1, images from 0."""
     return itertools.product(pids, range(1, plan.cameras + 1), range(plan.images_per_camera))
 
 
-def captures(plan: Plan, pids: Sequence[int]) -> Iterator[Capture]:
+def scenes(plan: Plan, pids: Sequence[int]) -> Iterator[Scene]:
     """Draws these moments."""
     cameras = {camid: make_camera(plan.seed, camid) for camid in range(1, plan.cameras + 1)}
     identities = {pid: make_identity(plan.seed, pid) for pid in pids}
-    for pid, camid, image in moments(plan, pids):
+    for pid, camid, image in frames(plan, pids):
         drawing = draw(identities[pid], cameras[camid], make_shot(plan.seed, pid, camid, image), height=plan.height)
         rng = generator(plan.seed, TEXT_STREAM, pid, camid, image)
         captions = {name: describe(identities[pid], drawing.seen, name, rng) for name in drawing.pictures}
-        yield Capture(pid, camid, image, drawing.pictures, captions)
+        yield Scene(pid, camid, image, drawing.pictures, captions)
 
 
 def save_jpeg(path: Path, picture: np.ndarray) -> None:
@@ -99,7 +99,7 @@ class Captions:
         self.sentences = {"RGB": {}, "IR": {}}  # picture's path -> sentence, the same in other words
         self.by_pid = {}  # unpadded pid -> RGB sentences; a dict keeps them unique and in order
 
-    def add(self, path: str, capture: Capture, spectrum: str) -> None:
+    def add(self, path: str, capture: Scene, spectrum: str) -> None:
         """Files the captions of one picture under its path inside the dataset."""
         pair = capture.captions[spectrum]
         self.sentences["RGB" if spectrum == "rgb" else "IR"][self.prefix + path] = pair

@@ -42,7 +42,7 @@ class TokenTable:
         """Which rows are described in every modality that the split has captions of, [N] bool."""
         return np.all([column > 0 for column in self.captions.values()], axis=0)
 
-    def coins(self, step: int, rows: int) -> dict[str, np.ndarray]:
+    def paraphrase_mask(self, step: int, rows: int) -> dict[str, np.ndarray]:
         """Which captions of training batch `step` are taken in their other words, {modality: [rows] bool}.
 
         A coin is a pure function of (seed, step, row, modality).
@@ -54,11 +54,11 @@ class TokenTable:
         }
         return {m: rng.random(rows) < self.rate for m, rng in generators.items()}
 
-    def add(self, batch: Batch, rows: dict[str, np.ndarray], coins: dict[str, np.ndarray]) -> Batch:
+    def add(self, batch: Batch, rows: dict[str, np.ndarray], paraphrase_mask: dict[str, np.ndarray]) -> Batch:
         """The batch with its captions, those of row rows[m] [B] of every modality m that is described."""
         said = {m: column[rows[m]] for m, column in self.captions.items()}
         present = np.all([numbers > 0 for numbers in said.values()], axis=0)
-        for m, heads in coins.items():
+        for m, heads in paraphrase_mask.items():
             said[m] = np.where(heads, self.rephrased[m][rows[m]], said[m])
         captions = {m: self.ids[numbers] for m, numbers in said.items()}
         return batch | {"text": captions, "present": batch["present"] | {"text": present}}
@@ -71,7 +71,7 @@ class Tokenised(NamedTuple):
     tokenizer: Tokenizer | None
 
 
-def tokenise(name: str, splits: dict[str, Records], options: Options, *, seed: int) -> Tokenised:
+def tokenize(name: str, splits: dict[str, Records], options: Options, *, seed: int) -> Tokenised:
     """The captions of the splits of dataset `name`, and what encodes them; there may be none for a known vocabulary.
 
     "train" learns its vocabulary from all training captions. L is the length of the longest caption that can be read,

@@ -52,14 +52,14 @@ def plan(config: ConfigDict, data: Data) -> dict[str, Part]:
     method, state = exp.phases[-1].method, exp.abstract
     trained, frozen = _sizes(state.params), _sizes(state.frozen)
 
-    use = next((tuple(row.query.use) for row in config.evals.values() if "query" in row), tuple(data.modalities))
+    use = next((tuple(row.query.use) for row in config.evals.values() if "query" in row), tuple(data.spec.modalities))
 
     def program(variables: dict, batch: Batch) -> Array:
         return method.embed(variables, method.encode(variables, batch), use)
 
     jaxpr = jax.make_jaxpr(program)(state.variables, _sample(data)).jaxpr
     least, most = (_by_part(multiply_adds(jaxpr, choose), method) for choose in (min, max))
-    published = method.published_cost(tuple(data.image_size))
+    published = method.published_cost(tuple(data.spec.image_size))
     counted = {path: size for path, size in trained.items() if any(f"{path}/".startswith(f"{p}/") for p in published)}
     columns = [_top(counts) for counts in (trained, frozen, counted)] + [least, most, _top(published)]
     names = dict.fromkeys([*most, *sorted(set().union(*columns))])  # in the order of the program, then the rest
@@ -74,16 +74,16 @@ def markdown(config: ConfigDict, data: Data, parts: dict[str, Part]) -> str:
     rows = [(name, *(f"{n:,}" for n in part[:3]), *map(_giga, part[3:])) for name, part in parts.items()]
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     lines = [
-        f"{config.method}, config {config_hash(config)}; {config.data.name} taken as {len(data.pids)} training "
-        f"identities, {len(data.cameras)} cameras, {data.num_rows('train')} rows.",
+        f"{config.method}, config {config_hash(config)}; {config.data.name} taken as {len(data.spec.pids)} training "
+        f"identities, {len(data.spec.cameras)} cameras, {data.num_rows('train')} rows.",
         "",
         _line(head, widths),
         f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:]),
         *(_line(row, widths) for row in rows),
         "",
         f"Parameters: {total.trained / 1e6:.6f} M trained, {total.frozen / 1e6:.6f} M frozen.",
-        f"Multiply-adds: matrix products and convolutions of one sample at test ({', '.join(data.modalities)}, "
-        f"{data.image_size[0]}x{data.image_size[1]}).",
+        f"Multiply-adds: matrix products and convolutions of one sample at test ({', '.join(data.spec.modalities)}, "
+        f"{data.spec.image_size[0]}x{data.spec.image_size[1]}).",
         "Least is for a sample that lacks nothing; most takes the dearest branch of every condition: all filled in.",
     ]
     if total.published:
@@ -136,11 +136,11 @@ _OPERATIONS = {"dot_general": _dot_general, "conv_general_dilated": _convolution
 def _sample(data: Data) -> Batch:
     """The shapes of one row as evaluation gives it to `encode`."""
     number, flag = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1,), bool)
-    image = jax.ShapeDtypeStruct((1, *data.image_size, 3), jnp.float32)
-    batch = {"images": dict.fromkeys(data.modalities, image), "present": dict.fromkeys(data.modalities, flag)}
-    if data.text:
-        captions = jax.ShapeDtypeStruct((1, data.text_length), jnp.int32)
-        batch["text"], batch["present"]["text"] = dict.fromkeys(data.text, captions), flag
+    image = jax.ShapeDtypeStruct((1, *data.spec.image_size, 3), jnp.float32)
+    batch = {"images": dict.fromkeys(data.spec.modalities, image), "present": dict.fromkeys(data.spec.modalities, flag)}
+    if data.spec.text:
+        captions = jax.ShapeDtypeStruct((1, data.spec.text_length), jnp.int32)
+        batch["text"], batch["present"]["text"] = dict.fromkeys(data.spec.text, captions), flag
     return batch | dict.fromkeys(("pid", "camid", "view", "index"), number) | {"valid": flag}
 
 

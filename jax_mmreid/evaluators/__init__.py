@@ -9,7 +9,7 @@ called by the last part of their names. A module of this package has
     uses(row)                                                   [(split, what of it the row reads)]
     run(rows, encoder)                                          results of its rows by name
     COLUMNS = {heading: metric}                                 what tables print, fractions in percent
-    PLAIN = (metric, ...)                                       which of them are no fractions, and better if less
+    NOT_FRACTIONS = (metric, ...)                                       which of them are no fractions, and better if less
     note(row, result)                                           what a table has no room for
 """
 
@@ -26,7 +26,7 @@ from jax_mmreid.evaluators import retrieval
 from jax_mmreid.evaluators.encoder import Encoder, check_keys
 from jax_mmreid.methods import Method
 
-Result = dict  # metrics, as fractions in [0, 1] but for those in PLAIN, and what they were measured on
+Result = dict  # metrics, as fractions in [0, 1] but for those in NOT_FRACTIONS, and what they were measured on
 DERIVED = {"mean_of", "pairs_of", "same_as"}  # a row with one of these takes its result from those of others
 
 
@@ -129,7 +129,7 @@ def _check_best(best: str, rows: Mapping[str, dict]) -> None:
         names = [f"{name}/QUERY>GALLERY" if "pairs_of" in row else name for name, row in rows.items()]
         raise ConfigError(f"best={best!r} names no row of evals; there are {', '.join(names)}")
     module = evaluator(results, name)
-    metrics = [x for x in module.COLUMNS.values() if x not in module.PLAIN]
+    metrics = [x for x in module.COLUMNS.values() if x not in module.NOT_FRACTIONS]
     if metric not in metrics:
         raise ConfigError(f"best={best!r}: what evals.{name} can be best in is {', '.join(metrics)}")
 

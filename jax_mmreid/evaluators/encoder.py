@@ -17,7 +17,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_mmreid.batch import Batch, Data, says
+from jax_mmreid.batch import Batch, Data, has_caption
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.methods import Features, Method
 from jax_mmreid.ops import augment
@@ -106,12 +106,12 @@ class Encoder:
         return Encoded(features, valid, columns, present)
 
     def _embed(self, method: Method, split: str, use: Use) -> np.ndarray:
-        encoded, completer = self.split(split), method.completer(use)
-        features = self._completed(completer, split, use) if completer else encoded.features
+        encoded, imputer = self.split(split), method.imputer(use)
+        features = self._completed(imputer, split, use) if imputer else encoded.features
         return self._each(features, encoded.valid, _embed, method=method, use=use)
 
     def _complete(self, method: Method, split: str, use: Use) -> list[Features]:
-        used = jax.device_put(np.array([m in use for m in self.data.modalities]), replicated(self.mesh))
+        used = jax.device_put(np.array([m in use for m in self.data.spec.modalities]), replicated(self.mesh))
         return [self._on_devices(x, _complete, used, method=method) for x in self.split(split).features]
 
     def _each(self, features: list[Features], valid: list[np.ndarray], function: Callable, **static: Any) -> np.ndarray:
@@ -141,7 +141,7 @@ def _sentences(ids: np.ndarray, modality: str, mesh: Mesh) -> Batch:
     count, over = len(ids), math.lcm(PARTS, mesh.shape["data"])
     rows = -(-count // over) * over
     ids = np.pad(ids, ((0, rows - count), (0, 0)), mode="edge")
-    batch = {"text": {modality: ids}, "present": {TEXT: says(ids)}, "valid": np.arange(rows) < count}
+    batch = {"text": {modality: ids}, "present": {TEXT: has_caption(ids)}, "valid": np.arange(rows) < count}
     batch |= {name: np.zeros(rows, np.int32) for name in (*NUMBERS, "index")}
     each = rows // jax.process_count()
     own = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
@@ -164,7 +164,7 @@ def _embed(variables: dict, features: Features, *, method: Method, devices: int,
 
 @functools.partial(jax.jit, static_argnames=("method", "devices"))
 def _complete(variables: dict, features: Features, used: Array, *, method: Method, devices: int) -> Features:
-    return _in_parts(lambda part: method.complete(variables, part, used), features, devices)
+    return _in_parts(lambda part: method.impute(variables, part, used), features, devices)
 
 
 def _in_parts(function: Callable, rows: Any, devices: int) -> Any:
@@ -219,8 +219,8 @@ def check_text(where: str, split: str, data: Data, otherwise: str) -> None:
 def check_described(where: str, split: str, modality: str, data: Data) -> None:
     """Raises ConfigError unless there are the split, the modality and captions, DataError if there is no picture."""
     check_split(where, split, data)
-    if modality not in data.modalities:
-        raise ConfigError(f"{where}: modality={modality!r}, data.modalities are {tuple(data.modalities)}")
+    if modality not in data.spec.modalities:
+        raise ConfigError(f"{where}: modality={modality!r}, data.modalities are {tuple(data.spec.modalities)}")
     check_text(where, split, data, "take this row out of config.evals")
     if not data.present(split)[modality].any():
         raise DataError(f"{where}: split {split!r} has no picture of {modality}; name another modality or split")

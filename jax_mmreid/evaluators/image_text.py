@@ -19,13 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_mmreid.batch import Data, says
+from jax_mmreid.batch import Data, has_caption
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators.encoder import TEXT, Encoder, Use, check_described, check_keys, check_vectors
 from jax_mmreid.metrics import device_ranking, ranking
 
 COLUMNS = {"R@1": "rank1", "R@5": "rank5", "R@10": "rank10", "median rank": "median_rank", "chance": "chance"}
-PLAIN = ("median_rank",)
+NOT_FRACTIONS = ("median_rank",)
 DIRECTIONS = ("image_to_text", "text_to_image")
 RANKS = (1, 5, 10)
 
@@ -65,7 +65,7 @@ def run(rows: Mapping[str, dict], encoder: Encoder) -> dict[str, dict]:
     @functools.cache
     def pairs(split: str, modality: str) -> Pairs:
         ids, there = encoder.captions(split, modality), encoder.split(split).present[modality]
-        told = says(ids)
+        told = has_caption(ids)
         kept = np.flatnonzero(there & told)
         first, which = _distinct(ids[kept])
         pictures, captions = (encoder.vectors(split, (use,), {})[kept] for use in _uses(modality))
@@ -101,8 +101,8 @@ def _measure(name: str, row: dict, pairs: Pairs, encoder: Encoder) -> dict:
     if row["direction"] == "text_to_image":
         sides, names = sides[::-1], names[::-1]
     (queries, own), (candidates, keys) = sides
-    sought = ranking.relevance("none", {"pid": own}, {"pid": keys})
-    ranks = device_ranking.ranks(queries, candidates, sought, encoder.mesh).first
+    relevance = ranking.relevance("none", {"pid": own}, {"pid": keys})
+    ranks = device_ranking.ranks(queries, candidates, relevance, encoder.mesh).first
     return {
         **{f"rank{r}": float(np.mean(ranks <= r)) for r in RANKS},
         "median_rank": float(np.median(ranks)),

@@ -12,7 +12,7 @@
     )
 
 A gallery without `draw` is its whole split. With it, trial i = 0..trials-1 searches the rows
-`data.draw(split, **draw, trial=i)`, and every number of the result is the mean over trials.
+`metrics.galleries.draw(pid and camid of the split, **draw, trial=i)`, and every number of the result is the mean over trials.
 
 A row of a split has what its side uses if it has a picture of at least one of the modalities in `use`, and its text if
 "text" is there: ("ir", "text") needs both. What is skipped is skipped after a draw, and counted in the whole split.
@@ -27,13 +27,13 @@ from jax.sharding import Mesh
 from jax_mmreid.batch import Data
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators.encoder import TEXT, Encoder, Use, check_keys, check_split, check_text
-from jax_mmreid.metrics import device_ranking, ranking
+from jax_mmreid.metrics import device_ranking, galleries, ranking
 from jax_mmreid.metrics import rerank as reranking
 
 log = logging.getLogger(__name__)
 
 COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
-PLAIN = ()
+NOT_FRACTIONS = ()
 SIDES = ("query", "gallery")
 DEFAULTS = dict(kind="retrieval", trials=1, cmc="picture", options={}, rerank={}, incomplete="error")
 CHOICES = dict(junk=ranking.JUNK_RULES, cmc=("picture", "identity"), incomplete=("error", "skip"))
@@ -63,7 +63,7 @@ def check(name: str, row: dict, data: Data) -> None:
         draw = row["gallery"]["draw"]
         check_keys(f"{where}.gallery.draw", draw, ("cameras", "shots"))
         try:
-            data.draw(row["gallery"]["split"], **draw, trial=0)
+            galleries.draw(data.columns(row["gallery"]["split"]), **draw, trial=0)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
     for key in SIDES:
@@ -72,8 +72,10 @@ def check(name: str, row: dict, data: Data) -> None:
 
 def _check_side(where: str, side: dict, data: Data) -> None:
     use = tuple(side["use"])
-    if not use or not set(use) <= {*data.modalities, TEXT}:
-        raise ConfigError(f"{where} uses {use}; data.modalities are {tuple(data.modalities)}, captions are {TEXT!r}")
+    if not use or not set(use) <= {*data.spec.modalities, TEXT}:
+        raise ConfigError(
+            f"{where} uses {use}; data.modalities are {tuple(data.spec.modalities)}, captions are {TEXT!r}"
+        )
     check_split(where, side["split"], data)
     if TEXT in use:
         check_text(where, side["split"], data, "take 'text' out of `use`")
@@ -120,8 +122,8 @@ def _measure(name: str, row: dict, vectors: list[np.ndarray], encoder: Encoder) 
     for drawn in _galleries(row, candidates, encoder.data):
         query, gallery = (_take(split.columns, kept) for split, kept in zip(splits, (queries, drawn)))
         try:
-            sought = ranking.relevance(row["junk"], query, gallery)
-            trials.append(_rank(row, vectors[0][queries], vectors[1][drawn], sought, encoder.mesh))
+            relevance = ranking.relevance(row["junk"], query, gallery)
+            trials.append(_rank(row, vectors[0][queries], vectors[1][drawn], relevance, encoder.mesh))
         except ValueError as error:
             raise DataError(f"evals.{name}: {error}") from error
     result = {key: float(np.mean([scores[key] for scores in trials])) for key in ranking.METRICS}
@@ -136,11 +138,11 @@ def _measure(name: str, row: dict, vectors: list[np.ndarray], encoder: Encoder) 
     return result
 
 
-def _rank(row: dict, query: np.ndarray, gallery: np.ndarray, sought: ranking.Relevance, mesh: Mesh) -> dict:
+def _rank(row: dict, query: np.ndarray, gallery: np.ndarray, relevance: ranking.Relevance, mesh: Mesh) -> dict:
     by_identity = row["cmc"] == "identity"
     if row["rerank"]:
-        return ranking.rank(reranking.rerank(query, gallery, **row["rerank"]), sought, by_identity=by_identity)
-    return device_ranking.rank(query, gallery, sought, mesh, by_identity=by_identity)
+        return ranking.rank(reranking.rerank(query, gallery, **row["rerank"]), relevance, by_identity=by_identity)
+    return device_ranking.rank(query, gallery, relevance, mesh, by_identity=by_identity)
 
 
 def _galleries(row: dict, complete: np.ndarray, data: Data) -> Iterator[np.ndarray]:
@@ -150,7 +152,7 @@ def _galleries(row: dict, complete: np.ndarray, data: Data) -> Iterator[np.ndarr
         yield np.flatnonzero(complete)
         return
     for trial in range(row["trials"]):
-        drawn = data.draw(side["split"], **side["draw"], trial=trial)
+        drawn = galleries.draw(data.columns(side["split"]), **side["draw"], trial=trial)
         yield drawn[complete[drawn]]
 
 

@@ -17,12 +17,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jax_mmreid.batch import Data, says
+from jax_mmreid.batch import Data, has_caption
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators.encoder import TEXT, Encoder, Use, check_described, check_keys, check_vectors
 
 COLUMNS = {"accuracy": "accuracy", "balanced": "balanced", "chance": "chance"}
-PLAIN = ()
+NOT_FRACTIONS = ()
 
 
 def check(name: str, row: dict, data: Data) -> None:
@@ -35,7 +35,7 @@ def check(name: str, row: dict, data: Data) -> None:
     if len(texts) < 4 or not all(isinstance(text, str) for text in texts):
         raise ConfigError(f"{where}: classes={classes!r}, expected two or more {{words of a caption: sentence}}")
     try:
-        empty = [text for text, some in zip(texts, says(data.tokenise(texts))) if not some]
+        empty = [text for text, some in zip(texts, has_caption(data.tokenize(texts))) if not some]
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     if empty:
@@ -54,17 +54,17 @@ def run(rows: Mapping[str, dict], encoder: Encoder) -> dict[str, dict]:
     that are classified. Raises ConfigError for a row that the method cannot do, DataError where no picture is left or
     a vector is not finite.
     """
-    tokenise, results = encoder.data.tokenise, {}
+    tokenize, results = encoder.data.tokenize, {}
     for name, row in rows.items():
         split, modality = row["split"], row["modality"]
         try:
             captions = encoder.captions(split, modality)
             pictures = encoder.vectors(split, (modality,), {})
-            classes = encoder.sentences(tokenise(list(row["classes"].values())), modality)
+            classes = encoder.sentences(tokenize(list(row["classes"].values())), modality)
         except ValueError as error:  # what the split does not say, or the method cannot make a vector of
             raise ConfigError(f"evals.{name}: {error}") from error
         there = encoder.split(split).present[modality]
-        said = mentions(captions[there], tokenise(list(row["classes"])))
+        said = mentions(captions[there], tokenize(list(row["classes"])))
         results[name] = _measure(name, row, pictures[there], classes, said)
     return results
 

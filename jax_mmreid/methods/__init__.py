@@ -38,13 +38,13 @@ class Method(Protocol):
     def encode(self, variables: dict, batch: Batch) -> Features:
         """Runs every tower once on what the batch has."""
 
-    def completer(self, use: tuple[str, ...]) -> "Method | None":
+    def imputer(self, use: tuple[str, ...]) -> "Method | None":
         """The method whose `complete` makes what stands in for missing pictures in `embed` of `use`; None for none.
 
         Equal ones make the same, so that it is made once.
         """
 
-    def complete(self, variables: dict, features: Features, used: Array) -> Features:
+    def impute(self, variables: dict, features: Features, used: Array) -> Features:
         """The features of `encode` and, by a tower, what stands in for pictures that are missing or not used.
 
         `used` [M] bool tells which of the data's modalities are in `use`; it is no static argument, so that a tower is

@@ -2,14 +2,14 @@
 
 One image tower is shared by all modalities, as in Miss-ReID, and one text tower reads what is said of each picture.
 A picture and its caption are a pair, whatever the modality; every other caption of the global batch is a negative,
-other modalities' included, except a twin: the same words said of another picture (`twins`).
+other modalities' included, except a twin: the same words said of another picture (`dedup_captions`).
 
 Features of pictures and captions share a space. At test, "text" is the captions that a batch has.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_mmreid.batch import Batch, Data, says
+from jax_mmreid.batch import Batch, DataSpec, has_caption
 from jax_mmreid.config import check_choices, check_heads, check_reader
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.losses import image_text
@@ -38,7 +38,7 @@ class CLIP:
     image: ImageTower
     text: TextTower
     loss_kind: str
-    twins: bool
+    dedup_captions: bool
     block: int
 
     def init(self, rng: Array, batch: Batch) -> dict:
@@ -63,7 +63,7 @@ class CLIP:
         # Pairs [B*M] with B outermost, so a batch sharded over devices stays where it is.
         ids = jnp.stack([batch["text"][m] for m in names], axis=1)
         ids = ids.reshape(-1, ids.shape[-1])
-        where = jnp.stack([batch["present"][m] for m in names], axis=1).reshape(-1) & says(ids)
+        where = jnp.stack([batch["present"][m] for m in names], axis=1).reshape(-1) & has_caption(ids)
         x = self._pictures(params, batch, names).reshape(len(ids), -1)
         y = self._sentences(params, ids)
         scale = jnp.exp(jnp.minimum(params["logit_scale"], HIGHEST))
@@ -79,7 +79,7 @@ class CLIP:
 
     def _keys(self, ids: Array) -> Array:
         """A number for each caption [B,L] -> [B] uint32, alike for those that are no negatives of each other."""
-        if not self.twins:
+        if not self.dedup_captions:
             return jnp.arange(len(ids), dtype=jnp.uint32)
         # Random odd weights: two captions that differ share a hash once in 2^32 times, which costs one negative.
         weights = np.random.Generator(np.random.Philox(0)).integers(2**32, size=ids.shape[-1], dtype=np.uint32) | 1
@@ -95,10 +95,10 @@ class CLIP:
             feats = self._pictures(params, batch, names)
             features["feats"] = {m: feats[:, i] for i, m in enumerate(names)}
         for m, ids in batch.get("text", {}).items():
-            features["text"][m], features["said"][m] = self._sentences(params, ids), says(ids)
+            features["text"][m], features["said"][m] = self._sentences(params, ids), has_caption(ids)
         return features
 
-    def completer(self, use: tuple[str, ...]) -> None:
+    def imputer(self, use: tuple[str, ...]) -> None:
         """None: nothing stands in for a missing picture."""
 
     def embed(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
@@ -130,13 +130,14 @@ class CLIP:
 
 
 def create(
-    data: Data,
+    spec: DataSpec,
     *,
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
     image: dict,
     text: dict,
     dim: int,
     loss: str,
-    twins: bool,
+    dedup_captions: bool,
     block: int,
     dtype: str,
     remat: bool,
@@ -144,23 +145,23 @@ def create(
 ) -> CLIP:
     """Builds the method from `config.model`; raises ConfigError for settings or data that do not go together.
 
-    image, text: sizes of the towers; dim: of the space they share; loss: info_nce or sigmoid; twins: a caption is no
+    image, text: sizes of the towers; dim: of the space they share; loss: info_nce or sigmoid; dedup_captions: a caption is no
     negative of another picture with the same one; block: how many captions the loss compares with at a time.
     """
     check_choices(("loss", loss, START), ("dtype", dtype, ("float32", "bfloat16")))
     check_heads(image=image, text=text)
-    if not set(data.modalities) & set(data.text):
+    if not set(spec.modalities) & set(spec.text):
         raise ConfigError(
-            f"clip learns from captions of {', '.join(data.modalities)}; "
+            f"clip learns from captions of {', '.join(spec.modalities)}; "
             "set data.text.tokenizer, and data.options.captioner to captions that the data have"
         )
-    check_reader(text, "captions that need", vocab=data.vocab, context=data.text_length)
+    check_reader(text, "captions that need", vocab=spec.vocab, context=spec.text_length)
     common = dict(dim=dim, dtype=jnp.dtype(dtype), remat=remat, scan=scan)
     return CLIP(
-        modalities=tuple(data.modalities),
+        modalities=tuple(spec.modalities),
         image=ImageTower(**image, **common, project_all=False),
         text=TextTower(**text, **common),
         loss_kind=loss,
-        twins=twins,
+        dedup_captions=dedup_captions,
         block=block,
     )

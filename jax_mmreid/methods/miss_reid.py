@@ -12,14 +12,15 @@ text_triplet, text_identity, text_nce. Shapes: f and f~ [B,M,D], s [B,S], presen
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jax_mmreid.batch import Batch, Data
+from jax_mmreid.batch import Batch, DataSpec
 from jax_mmreid.config import check_choices, check_heads, check_reader
 from jax_mmreid.cost import published
 from jax_mmreid.errors import ConfigError
@@ -99,10 +100,10 @@ class MissReID:
             return memory.accumulate(sums, counts, feats, batch["label"], present & batch["valid"][:, None])
 
         params = state.variables["params"]
-        sums, counts = memory.start(*state.memory["proto"].shape)
+        sums, counts = memory.init(*state.memory["proto"].shape)
         for batch in batches:
             sums, counts = add(params, sums, counts, batch)
-        proto, has_visual = memory.finish(sums, counts)
+        proto, has_visual = memory.finalize(sums, counts)
         return state.replace(memory=state.memory | {"proto": proto, "has_visual": has_visual})
 
     def loss(self, params: Any, state: TrainState, batch: Batch, rngs: dict[str, Array]) -> LossOut:
@@ -117,7 +118,7 @@ class MissReID:
             terms |= new
             if self.language and self.text_terms:
                 source = jax.lax.stop_gradient(s) if self.detach_structure else s
-                text = self.language.imagine(params, source, rngs["dropout"])
+                text = self.language.forward_text(params, source, rngs["dropout"])
                 some = jnp.broadcast_to(some, present.shape)
                 names = tuple(f"text_{m}" for m in self.modalities)
                 new, stats, _ = self._branch(params, stats, "text_", names, text, some, label)
@@ -125,7 +126,7 @@ class MissReID:
 
         bank = state.memory
         if bank:
-            after = self._remember(state, feats, present, text, label)
+            after = self._update_memory(state, feats, present, text, label)
             proto = (after if self.memory_order == "before_loss" else bank)["proto"]
             if self.bhipr:
                 terms["nce"] = self._prototype_loss(proto, feats, label, present)
@@ -179,7 +180,7 @@ class MissReID:
             total += masked.mean(nce, counted)
         return total
 
-    def _remember(self, state: TrainState, feats: Array, present: Array, text: Array | None, label: Array) -> dict:
+    def _update_memory(self, state: TrainState, feats: Array, present: Array, text: Array | None, label: Array) -> dict:
         """Moves the prototypes towards this batch (Eq. 3). Text writes only where no picture exists in training."""
         bank = state.memory
         if text is not None:
@@ -188,14 +189,14 @@ class MissReID:
             present = present | (unseen & present.any(axis=1, keepdims=True))
         ends = (state.step + 1) % self.steps_per_epoch == 0
         options = dict(alpha=self.alpha, update=self.memory_update, epoch_ends=ends)
-        return memory.remember(bank, feats, label, present, **options)
+        return memory.update(bank, feats, label, present, **options)
 
     def encode(self, variables: dict, batch: Batch) -> dict[str, Array]:
         """present [B,M], feats [B,M,D], and where a completion needs it structure [B,M,S] or blank [B,D]."""
         params = variables["params"]
         present, tokens, feats = self._towers(params, batch)
         features = {"present": present, "feats": feats}
-        if self._completes:
+        if self._imputes:
             features["structure"] = self._structure(params, tokens)
         elif self.missing_fill == "encode_zero_image":
             zeros = jnp.zeros_like(next(iter(batch["images"].values())))
@@ -203,17 +204,17 @@ class MissReID:
             features["blank"] = projected[:, 0]
         return features
 
-    def completer(self, use: tuple[str, ...]) -> "MissReID | None":
+    def imputer(self, use: tuple[str, ...]) -> "MissReID | None":
         """Of a part of the modalities f~ is the same whether it completes f or stands alone."""
-        if not self._completes:
+        if not self._imputes:
             return None
         return self if set(self.modalities) <= set(use) else dataclasses.replace(self, completion="text")
 
-    def complete(self, variables: dict, features: dict[str, Array], used: Array) -> dict[str, Array]:
+    def impute(self, variables: dict, features: dict[str, Array], used: Array) -> dict[str, Array]:
         """The features and text [B,M,D], f~ of the modalities that `embed` needs it of, zeros of the others."""
         s = masked.mean(features["structure"], (features["present"] & used)[..., None], axis=1)
         needed = self._filled(features["present"] & used).any(axis=0)
-        return features | {"text": self.language.complete(variables["params"], s, needed)}
+        return features | {"text": self.language.impute(variables["params"], s, needed)}
 
     def embed(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> Array:
         """f of the used modalities, f~ or a zero block for the others, concatenated and normalised: [B,M*D].
@@ -223,8 +224,8 @@ class MissReID:
         used = jnp.array([m in use for m in self.modalities])
         parts, filled = features["feats"], self._filled(features["present"] & used)
         fill = jnp.zeros_like(parts)
-        if self._completes:
-            fill = (features if "text" in features else self.complete(variables, features, used))["text"]
+        if self._imputes:
+            fill = (features if "text" in features else self.impute(variables, features, used))["text"]
             if self.completion == "alone":
                 parts = jnp.zeros_like(parts)
         elif self.missing_fill == "encode_zero_image":
@@ -257,12 +258,12 @@ class MissReID:
 
     def _filled(self, available: Array) -> Array:
         """Where something else stands for a picture, if these pictures are there and used: [B,M] -> [B,M]."""
-        if self._completes and self.completion == "alone":
+        if self._imputes and self.completion == "alone":
             available &= ~available.all(axis=1, keepdims=True)
         return ~available
 
     @property
-    def _completes(self) -> bool:
+    def _imputes(self) -> bool:
         return self.language is not None and self.text_terms and self.completion != "zero"
 
     def _camera(self, camid: Array) -> Array | None:
@@ -306,8 +307,9 @@ class MissReID:
 
 
 def create(
-    data: Data,
+    spec: DataSpec,
     *,
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
     image: dict,
     text: dict,
     structure: dict,
@@ -349,17 +351,17 @@ def create(
     common = dict(dim=dim, dtype=jnp.dtype(dtype), remat=remat, scan=scan)
     language = None
     if ldmmc:
-        tokenise = data.tokenise if data.vocab else None
-        sentence = template(template_kind, prompts=prompts, period=period, length=text_len, tokenise=tokenise)
+        tokenize = tokenize if spec.vocab else None
+        sentence = template(template_kind, prompts=prompts, period=period, length=text_len, tokenize=tokenize)
         check_reader(text, "a sentence that needs", vocab=max(sentence.ids) + 1, context=len(sentence.ids))
         tower = TextTower(**text, **common)
-        language = Language(len(data.modalities), prompts, Inversion(**inversion, dim=tower.width), tower, sentence)
+        language = Language(len(spec.modalities), prompts, Inversion(**inversion, dim=tower.width), tower, sentence)
     return MissReID(
-        modalities=tuple(data.modalities),
-        cameras=tuple(data.cameras) if sie_camera else (),
-        steps_per_epoch=data.steps_per_epoch,
+        modalities=tuple(spec.modalities),
+        cameras=tuple(spec.cameras) if sie_camera else (),
+        steps_per_epoch=spec.steps_per_epoch,
         image=ImageTower(**image, **common, project_all=iosm and structure["tokens"] == "proj"),
-        head=Head(len(data.pids)),
+        head=Head(len(spec.pids)),
         structure=StructureQueries(**queries) if iosm else None,
         language=language,
         bhipr=bhipr,

@@ -16,14 +16,15 @@ At test every vector is a feature behind the neck, at unit length. `ensemble` ad
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jax_mmreid.batch import Batch, Data
+from jax_mmreid.batch import Batch, DataSpec
 from jax_mmreid.config import check_choices, check_heads, check_reader
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.losses.identity import cross_entropy
@@ -157,7 +158,7 @@ class TVILFM:
             features["text"] = self._texts(params, batch)
         return features
 
-    def completer(self, use: tuple[str, ...]) -> None:
+    def imputer(self, use: tuple[str, ...]) -> None:
         """None: nothing stands in for a missing picture."""
 
     def embed(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
@@ -182,7 +183,7 @@ class TVILFM:
         if self.neck == "backup":
             params, stats = params["backup"], stats["backup"]
         head = {"params": params["head"], "batch_stats": stats["head"]}
-        return masked.unit(self.head.apply(head, feats, method="normalised"))
+        return masked.unit(self.head.apply(head, feats, method="bn_features"))
 
     def published_cost(self, image_size: tuple[int, int]) -> dict[str, int]:
         """Nothing: the publication states no complexity."""
@@ -199,8 +200,9 @@ def _blanked(batch: Batch) -> dict[str, Array]:
 
 
 def create(
-    data: Data,
+    spec: DataSpec,
     *,
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
     stage: str,
     sff: bool,
     mjl: bool,
@@ -217,24 +219,24 @@ def create(
     frozen_bn: in stage lfm, "train" normalises over the batch and lets statistics drift, "eval" keeps them;
     stem_relu: the ReLU that ResNet's stem has and the published model's lacks; image, text: sizes of the towers.
     """
-    if set(data.modalities) != set(MODALITIES):
-        raise ConfigError(f"data.modalities={tuple(data.modalities)}: tvi_lfm takes rgb and ir")
+    if set(spec.modalities) != set(MODALITIES):
+        raise ConfigError(f"data.modalities={tuple(spec.modalities)}: tvi_lfm takes rgb and ir")
     check_choices(
         ("stage", stage, STAGES), ("frozen_bn", frozen_bn, STATISTICS), ("dtype", dtype, ("float32", "bfloat16"))
     )
     check_heads(text=text)
-    if stage == "lfm" and not set(MODALITIES) <= set(data.text):
+    if stage == "lfm" and not set(MODALITIES) <= set(spec.text):
         raise ConfigError(
             "stage lfm learns from captions of visible and infrared pictures; "
             "set data.text.tokenizer, and data.options.captioner to captions that the data have"
         )
-    check_reader(text, "captions that need", vocab=data.vocab, context=data.text_length)
+    check_reader(text, "captions that need", vocab=spec.vocab, context=spec.text_length)
     common = dict(dtype=jnp.dtype(dtype), remat=remat)
     tower = ResNet(**image, stems=MODALITIES, stem_relu=stem_relu, **common)
     return TVILFM(
         image=tower,
         pool=GeM(),
-        head=Head(len(data.pids), neck_bias=True),
+        head=Head(len(spec.pids), neck_bias=True),
         text=TextTower(**text, dim=32 * tower.width, **common),
         stage=stage,
         sff=sff,

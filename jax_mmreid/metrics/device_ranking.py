@@ -106,7 +106,7 @@ class _Search:
 
     def tprs(self, matched: np.ndarray, upper: np.ndarray) -> dict[str, float]:
         """TPRs from what the first pass says, and a second."""
-        total = ranking.strangers(self.rows, self.count)
+        total = ranking.num_negative_pairs(self.rows, self.count)
         if not total:
             return dict.fromkeys(FPRS, 1.0)
         allowed = np.array([total // one_in for one_in in FPRS.values()])

@@ -1,17 +1,15 @@
 """Which pictures are searched: galleries drawn from a split, as the cross-modality protocols do it, trial by trial.
 
-A draw is a pure function of the records and the number of its trial; no global generator is touched.
+A draw is a pure function of pid and camid and the number of its trial; no global generator is touched.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from input_pipeline.records import Records
 
-
-def draw(records: Records, *, cameras: Sequence[int], shots: int, trial: int) -> np.ndarray:
+def draw(columns: Mapping[str, np.ndarray], *, cameras: Sequence[int], shots: int, trial: int) -> np.ndarray:
     """Rows [n] of `shots` pictures of every person before every one of `cameras`, all where there are fewer.
 
     Persons come in the order of their numbers, their cameras in the order given; where there is no picture nothing is
@@ -27,12 +25,12 @@ def draw(records: Records, *, cameras: Sequence[int], shots: int, trial: int) ->
     if shots < 1 or trial < 0 or len(set(cameras)) < len(cameras):
         raise ValueError(f"galleries: cannot draw cameras={tuple(cameras)}, shots={shots}, trial={trial}")
     by_place = {}
-    for row, place in enumerate(zip(records.pid.tolist(), records.camid.tolist())):
+    for row, place in enumerate(zip(columns["pid"].tolist(), columns["camid"].tolist())):
         by_place.setdefault(place, []).append(row)
-    persons = np.unique(records.pid).tolist()
+    persons = np.unique(columns["pid"]).tolist()
     groups = [by_place[pid, camera] for pid in persons for camera in cameras if (pid, camera) in by_place]
     if not groups:
-        seen = ", ".join(map(str, np.unique(records.camid)))
+        seen = ", ".join(map(str, np.unique(columns["camid"])))
         raise ValueError(f"galleries: no picture of cameras {tuple(cameras)}; the split has cameras {seen}")
     if shots == 1:
         one = random.Random(trial)

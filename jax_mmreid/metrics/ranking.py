@@ -97,7 +97,7 @@ def positives(rows: Relevance) -> tuple[np.ndarray, np.ndarray]:
     return found.astype(np.int32), count
 
 
-def strangers(rows: Relevance, count: np.ndarray) -> int:
+def num_negative_pairs(rows: Relevance, count: np.ndarray) -> int:
     """How many pairs are neither matches nor junk, of the queries with a match; `count` is that of `positives`."""
     junk = np.sort(rows.gallery_junk)
     hidden = np.searchsorted(junk, rows.query_junk, "right") - np.searchsorted(junk, rows.query_junk, "left")
@@ -115,7 +115,7 @@ def rank(dist: np.ndarray | Iterable[np.ndarray], rows: Relevance, *, by_identit
     Q, G = len(rows.query_pid), len(rows.gallery_pid)
     found, count = positives(rows)
     hits, first = np.zeros(found.shape, np.int64), np.zeros(Q, np.int64)
-    nearest, matched, done = _Nearest(strangers(rows, count)), [], 0
+    nearest, matched, done = _Nearest(num_negative_pairs(rows, count)), [], 0
     for block in [dist] if isinstance(dist, np.ndarray) else dist:
         if block.ndim != 2 or block.shape[1] != G or done + len(block) > Q:
             raise ValueError(f"ranking: dist has {block.shape} from row {done} on, expected rows of ({Q}, {G})")

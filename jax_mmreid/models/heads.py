@@ -35,6 +35,6 @@ class Head(nn.Module):
     def __call__(self, feats: Array, where: Array | None = None, *, train: bool) -> Array:
         return self.classifier(self.neck(feats, where, train=train))
 
-    def normalised(self, feats: Array, where: Array | None = None, *, train: bool = False) -> Array:
+    def bn_features(self, feats: Array, where: Array | None = None, *, train: bool = False) -> Array:
         """The neck's output alone, before the classifier: [B,D]."""
         return self.neck(feats, where, train=train)

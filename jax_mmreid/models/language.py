@@ -43,19 +43,19 @@ def template(
     prompts: int,
     period: bool = True,
     length: int = 0,
-    tokenise: Callable[[Sequence[str]], np.ndarray] | None = None,
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
 ) -> Template:
     """The sentence of the paper's Section 3.4, "An image of a [X] person, who shows the [X..X] attributes.", as ids.
 
-    `tokenise` is that of the text tower's vocabulary (`Data.tokenise`), by default CLIP's. Padded with 0 to `length` if
+    `tokenise` is that of the text tower's vocabulary (`Data.tokenize`), by default CLIP's. Padded with 0 to `length` if
     that is longer: attention is causal and <EOT> is read, so padding costs time and changes nothing. `kind` is one of
     TEMPLATES.
     """
     pieces = (*SENTENCES[kind], "x")
-    if tokenise is None:
+    if tokenize is None:
         rows = [[CLIP_IDS[word] for word in ("<start>", *piece.split(), "<end>")] for piece in pieces]
     else:
-        rows = [row[: row.argmax() + 1].tolist() for row in tokenise(pieces)]
+        rows = [row[: row.argmax() + 1].tolist() for row in tokenize(pieces)]
     start, end = rows[0][0], rows[0][-1]
     head, middle, tail, dot, gap = (row[1:-1] for row in rows)
     gap = gap[:1]  # whatever stands there, its embedding is replaced
@@ -116,7 +116,7 @@ class Language:
             "text": self.text.init(text, sentence, 0)["params"],
         }
 
-    def imagine(self, params: Any, s: Array, dropout: Array) -> Array:
+    def forward_text(self, params: Any, s: Array, dropout: Array) -> Array:
         """f~ of every modality in one pass, in training: s [B,S], dropout a key -> [B,M,D]."""
         rngs = {"dropout": dropout}
         words = self.inversion.apply({"params": params["inversion"]}, s, train=True, rngs=rngs)
@@ -124,7 +124,7 @@ class Language:
         tokens = jnp.stack([inject(sentence, words, prompts, self.template) for prompts in params["prompts"]], axis=1)
         return self._read(params, tokens.reshape(-1, *tokens.shape[2:])).reshape(*tokens.shape[:2], -1)
 
-    def complete(self, params: Any, s: Array, needed: Array) -> Array:
+    def impute(self, params: Any, s: Array, needed: Array) -> Array:
         """f~ at test, a pass only for each modality in `needed` [M] bool, zeros for the others: s [B,S] -> [B,M,D]."""
         words = self.inversion.apply({"params": params["inversion"]}, s, train=False)
         sentence = self._sentence(params)

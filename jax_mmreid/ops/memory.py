@@ -17,7 +17,7 @@ from jax_mmreid.ops import masked
 UPDATES = ("per_step_sequential", "per_step_batch_mean", "per_epoch_mean")
 
 
-def start(modalities: int, identities: int, width: int) -> tuple[jax.Array, jax.Array]:
+def init(modalities: int, identities: int, width: int) -> tuple[jax.Array, jax.Array]:
     """The empty (sums [M,K,D] float32, counts [M,K] int32) that a pass over the data begins with."""
     return jnp.zeros((modalities, identities, width)), jnp.zeros((modalities, identities), jnp.int32)
 
@@ -25,12 +25,12 @@ def start(modalities: int, identities: int, width: int) -> tuple[jax.Array, jax.
 def accumulate(
     sums: jax.Array, counts: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Adds a batch's unit features to what `start` returned; feats [B,M,D], labels [B], where [B,M]."""
+    """Adds a batch's unit features to what `init` returned; feats [B,M,D], labels [B], where [B,M]."""
     rows = jnp.arange(sums.shape[0])[None, :], labels[:, None]  # [B,M]
     return sums.at[rows].add(_inputs(feats, where)), counts.at[rows].add(where.astype(counts.dtype))
 
 
-def finish(sums: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+def finalize(sums: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(proto [M,K,D], has_visual [M,K] bool) of everything accumulated; Eq. 2."""
     return masked.unit(sums), counts > 0
 
@@ -40,15 +40,15 @@ def valid(proto: jax.Array) -> jax.Array:
     return jnp.any(proto != 0, axis=-1)
 
 
-def blend(proto: jax.Array, sums: jax.Array, counts: jax.Array, alpha: float) -> jax.Array:
+def ema(proto: jax.Array, sums: jax.Array, counts: jax.Array, alpha: float) -> jax.Array:
     """One step of Eq. 3 for every identity that was accumulated, with the mean of its unit features as f."""
     mean = sums / jnp.maximum(counts, 1)[..., None]
     return jnp.where((counts > 0)[..., None], masked.unit(alpha * proto + (1 - alpha) * mean), proto)
 
 
 def update_mean(proto: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array, alpha: float) -> jax.Array:
-    """`blend` with one batch: feats [B,M,D], labels [B], where [B,M]; the order of rows does not matter."""
-    return blend(proto, *accumulate(*start(*proto.shape), feats, labels, where), alpha)
+    """`ema` with one batch: feats [B,M,D], labels [B], where [B,M]; the order of rows does not matter."""
+    return ema(proto, *accumulate(*init(*proto.shape), feats, labels, where), alpha)
 
 
 def update_sequential(
@@ -67,12 +67,12 @@ def update_sequential(
 
 def empty(modalities: int, identities: int, width: int, *, update: str) -> dict[str, jax.Array]:
     """A bank without prototypes: proto [M,K,D], has_visual [M,K], and what `update` of UPDATES gathers meanwhile."""
-    sums, counts = start(modalities, identities, width)
+    sums, counts = init(modalities, identities, width)
     bank = {"proto": sums, "has_visual": counts > 0}
     return bank | {"sums": sums, "counts": counts} if update == "per_epoch_mean" else bank
 
 
-def remember(
+def update(
     bank: dict[str, jax.Array],
     feats: jax.Array,
     labels: jax.Array,
@@ -88,7 +88,7 @@ def remember(
         return bank | {"proto": move(bank["proto"], feats, labels, where, alpha)}
     sums, counts = accumulate(bank["sums"], bank["counts"], feats, labels, where)
     return bank | {
-        "proto": jnp.where(epoch_ends, blend(bank["proto"], sums, counts, alpha), bank["proto"]),
+        "proto": jnp.where(epoch_ends, ema(bank["proto"], sums, counts, alpha), bank["proto"]),
         "sums": jnp.where(epoch_ends, 0, sums),
         "counts": jnp.where(epoch_ends, 0, counts),
     }

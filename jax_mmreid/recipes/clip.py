@@ -6,7 +6,7 @@ from jax_mmreid.recipes.miss_reid import CLIP_TOWERS, SIZES, TOWER_SHARDING
 
 LOSSES = ("info_nce", "sigmoid")
 MODEL = dict(
-    twins=True,  # a caption is no negative of another picture that is described in the same words
+    dedup_captions=True,  # a caption is no negative of another picture that is described in the same words
     block=4096,  # captions that the loss compares with at a time
     dtype="float32",  # of matrix products; or bfloat16
     remat=False,  # True: the towers recompute a block's inside in the backward pass, for less memory

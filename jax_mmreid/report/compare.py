@@ -1,6 +1,6 @@
 """Finished runs side by side: means and spreads over seeds, in the forms of the posters, and what was published.
 
-Runs are one group if they measured the same rows and their configs differ in nothing but FREE fields, the seed, the
+Runs are one group if they measured the same rows and their configs differ in nothing but RUNTIME_FIELDS fields, the seed, the
 dataset's trial, and the weights they start from where these are of runs that are one group themselves.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jax_mmreid.config import flat, is_free
+from jax_mmreid.config import flat, is_runtime
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.report import settings
 
@@ -24,7 +24,7 @@ HEADS = {
     "mAP": "mAP",
     "mINP": "mINP",
 }  # the first columns
-PLAIN = ("median_rank",)  # what the evaluators call so: no fraction, and not printed in percent
+NOT_FRACTIONS = ("median_rank",)  # what the evaluators call so: no fraction, and not printed in percent
 REPEATED = {"seed": "seed", "trial": "data.options.trial"}  # in which the runs of a group may differ
 NUMBERED = re.compile(r"(^|[-_.,/])(seed|trial)[-_=]?\d+(?=$|[-_.,/:])")  # how a path says them
 
@@ -137,7 +137,7 @@ def _read(path: Path) -> dict:
 
 def _identity(config: dict) -> dict:
     """The dotted fields that all runs of a group share; a run that it starts from counts by those fields of its own."""
-    fixed = {key: x for key, x in flat(config).items() if not is_free(key) and key not in REPEATED.values()}
+    fixed = {key: x for key, x in flat(config).items() if not is_runtime(key) and key not in REPEATED.values()}
     init = fixed.pop("init", "")
     for number, start in enumerate([init] if Path(init).exists() else init.split(",")):
         field = f"init{number or ''}"
@@ -151,7 +151,7 @@ def _identity(config: dict) -> dict:
 
 
 def _measured(results: dict) -> dict:
-    """What a run's rows are: two runs whose rows differ in name or protocol have no mean, though `evals` is FREE."""
+    """What a run's rows are: two runs whose rows differ in name or protocol have no mean, though `evals` is RUNTIME_FIELDS."""
     words = {name: [x for x in row.values() if isinstance(x, str)] for name, row in results["evals"].items()}
     return {f"evals.{name}": "; ".join(said) for name, said in words.items()}
 
@@ -277,7 +277,7 @@ def _written(group: dict, line: Line) -> Iterator[list[str | None]]:
     """The cells of a line, and below it what was published and how far ours is from that, if anything was."""
     ours = [group["rows"].get(row, {}).get(metric) for row, metric in line.cells]
     known = [group["published"].get(row, {}).get(metric) for row, metric in line.cells]
-    units = [1 if metric in PLAIN else 100 for _, metric in line.cells]
+    units = [1 if metric in NOT_FRACTIONS else 100 for _, metric in line.cells]
     yield [*line.title, *(found and _cell(found, unit, group["runs"]) for found, unit in zip(ours, units))]
     if any(number is not None for number in known):
         gaps = [None if None in pair else pair[0]["mean"] - pair[1] for pair in zip(ours, known)]

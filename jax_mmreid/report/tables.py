@@ -79,7 +79,7 @@ def _lines(kind: ModuleType, labels: dict[str, str], evals: dict[str, Result]) -
 
 
 def _cell(kind: ModuleType, row: Result, key: str) -> str:
-    return f"{row[key] if key in kind.PLAIN else 100 * row[key]:.1f}"
+    return f"{row[key] if key in kind.NOT_FRACTIONS else 100 * row[key]:.1f}"
 
 
 def _drop(full: Result, row: Result, key: str) -> str:

@@ -78,7 +78,7 @@ def load(place: str | Path) -> Weights:
     there, or if two of several places have the same part.
     """
     weights, origin = {}, {}
-    for one, parts in places(place):
+    for one, parts in init_sources(place):
         found = _load_one(one)
         if lacking := parts - _parts(found):
             raise DataError(f"weights: {one} has {_some(_parts(found))} and lacks {_some(lacking)}")
@@ -91,7 +91,7 @@ def load(place: str | Path) -> Weights:
     return weights
 
 
-def places(init: str | Path) -> list[tuple[str, set[str]]]:
+def init_sources(init: str | Path) -> list[tuple[str, set[str]]]:
     """The places that `config.init` names, and which parts of each it takes, {} for all.
 
     A name with a comma or a colon in it, as of a workdir, is one place if it exists.
@@ -170,7 +170,7 @@ def start_from(
     """
     fields = {name: traverse_util.flatten_dict(getattr(state, name)) for name in STATE_FIELDS}
     leaves = {_path(name, keys): leaf for name, flat in fields.items() for keys, leaf in flat.items()}
-    weights = _in_space(_on_grid(weights, image_size), leaves)
+    weights = _in_space(_resize_pos_embed(weights, image_size), leaves)
     shared = _require_fit(leaves, weights)
     anew = _parts(leaves) - shared
     lacking = anew if required is None else set(required) - shared
@@ -191,7 +191,7 @@ def start_from(
     return state.replace(**{name: traverse_util.unflatten_dict(flat) for name, flat in started.items()})
 
 
-def _on_grid(weights: Weights, image_size: tuple[int, int]) -> Weights:
+def _resize_pos_embed(weights: Weights, image_size: tuple[int, int]) -> Weights:
     """`weights` with the position table of a vision transformer for images of this size."""
     table = weights.get("params/image/position_embedding")
     if table is None:

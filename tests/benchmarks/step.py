@@ -34,13 +34,13 @@ class Shapes:
 
 def noise(data: Shapes) -> dict:
     rng = np.random.default_rng(0)
-    rows, shape = data.batch_size, (data.batch_size, *data.image_size, 3)
+    rows, shape = data.spec.batch_size, (data.spec.batch_size, *data.spec.image_size, 3)
     number = np.arange(rows, dtype=np.int32)
     return {
-        "images": {m: rng.integers(0, 256, shape, np.uint8) for m in data.modalities},
-        "present": {m: np.ones(rows, bool) for m in data.modalities},
-        "label": number // 8 % len(data.pids),
-        "camid": number % len(data.cameras) + 1,
+        "images": {m: rng.integers(0, 256, shape, np.uint8) for m in data.spec.modalities},
+        "present": {m: np.ones(rows, bool) for m in data.spec.modalities},
+        "label": number // 8 % len(data.spec.pids),
+        "camid": number % len(data.spec.cameras) + 1,
         "index": number,
     }
 
@@ -67,10 +67,10 @@ def main(_):
     memory = compiled.memory_analysis()
     result = {
         "device": f"{len(exp.mesh.devices.flat)} x {jax.devices()[0].device_kind}",
-        "triples": data.batch_size,
+        "triples": data.spec.batch_size,
         "dtype": config.model.dtype,
         "ms_per_step": round(1e3 * seconds, 2),
-        "images_per_second": round(data.batch_size * len(data.modalities) / seconds, 1),
+        "images_per_second": round(data.spec.batch_size * len(data.spec.modalities) / seconds, 1),
         "gib": round((memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30, 2),
         "compile_seconds": round(compiling, 1),
         "loss": round(loss, 4),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from input_pipeline.datasets.llcm import CAMERAS, FOLDERS
-from input_pipeline.synthetic.scenes import Captions, Capture, Plan, Row, captures, moments, save_jpeg
+from input_pipeline.synthetic.scenes import Captions, Plan, Row, Scene, frames, save_jpeg, scenes
 
 SPECTRA = {"rgb": "rgb", "ir": "nir"}
 
@@ -17,13 +17,13 @@ def write(root: Path, plan: Plan) -> None:
         for camera in CAMERAS[modality]:
             (root / f"test_{folder}" / f"cam{camera}").mkdir(parents=True)
     lists = {folder: [] for folder in FOLDERS.values()}
-    for capture in captures(plan, plan.train_pids):
+    for capture in scenes(plan, plan.train_pids):
         for folder, name, spectrum in _shown(capture, plan):
             path = f"{folder}/{capture.pid:04d}/{name}"
             _save(root / path, capture, spectrum)
             captions.add(path, capture, spectrum)
             lists[folder].append(f"{path} {plan.train_pids.index(capture.pid)}\n")
-    for capture in captures(plan, plan.test_pids):
+    for capture in scenes(plan, plan.test_pids):
         for folder, name, spectrum in _shown(capture, plan):
             _save(root / f"test_{folder}" / f"cam{capture.camid}" / f"{capture.pid:04d}" / name, capture, spectrum)
             captions.add(f"{folder}/{capture.pid:04d}/{name}", capture, spectrum)
@@ -37,7 +37,7 @@ def write(root: Path, plan: Plan) -> None:
 def rows(plan: Plan) -> Iterator[Row]:
     """The rows that are read from what `write` draws."""
     for pids, splits in ((plan.train_pids, {}), (plan.test_pids, {"rgb": "gallery", "ir": "query"})):
-        for pid, camid, _ in moments(plan, pids):
+        for pid, camid, _ in frames(plan, pids):
             for m in _modalities(pid, camid, plan):
                 yield Row(splits.get(m, "train"), (m,), pid, camid)
 
@@ -49,13 +49,13 @@ def _modalities(pid: int, camid: int, plan: Plan) -> list[str]:
     return [m for m, cameras in CAMERAS.items() if camid in cameras]
 
 
-def _shown(capture: Capture, plan: Plan) -> list[tuple[str, str, str]]:
+def _shown(capture: Scene, plan: Plan) -> list[tuple[str, str, str]]:
     """(folder, file name, spectrum) of the pictures that this moment leaves."""
     stem = f"{capture.pid:04d}_c{capture.camid:02d}_s000000_f{capture.image:04d}"
     shown = _modalities(capture.pid, capture.camid, plan)
     return [(FOLDERS[m], f"{stem}_{FOLDERS[m]}.jpg", SPECTRA[m]) for m in shown]
 
 
-def _save(path: Path, capture: Capture, spectrum: str) -> None:
+def _save(path: Path, capture: Scene, spectrum: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_jpeg(path, capture.pictures[spectrum])

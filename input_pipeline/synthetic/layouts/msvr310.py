@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from input_pipeline.synthetic.scenes import Plan, Row, captures, moments, save_jpeg
+from input_pipeline.synthetic.scenes import Plan, Row, frames, save_jpeg, scenes
 
 VIEWS = 8
 
@@ -20,7 +20,7 @@ def write(root: Path, plan: Plan) -> None:
     """Draws the plan into the folder `root`."""
     folders = {"rgb": "vis", "nir": "ni", "tir": "th"}
     for split, pids in (("bounding_box_train", plan.train_pids), ("bounding_box_test", plan.test_pids)):
-        for capture in captures(plan, pids):
+        for capture in scenes(plan, pids):
             view, counter = capture.image % VIEWS, capture.image // VIEWS
             name = f"{capture.pid:04d}_s{capture.camid:03d}_v{view}_{counter:03d}.jpg"
             for spectrum, folder in folders.items():
@@ -37,6 +37,6 @@ def write(root: Path, plan: Plan) -> None:
 def rows(plan: Plan) -> Iterator[Row]:
     """The rows that are read from what `write` draws; a camera of the dataset is a view."""
     for split, pids in (("train", plan.train_pids), ("query", plan.test_pids), ("gallery", plan.test_pids)):
-        for pid, _, image in moments(plan, pids):
+        for pid, _, image in frames(plan, pids):
             if split != "query" or image == 0:
                 yield Row(split, ("rgb", "nir", "tir"), pid, image % VIEWS)

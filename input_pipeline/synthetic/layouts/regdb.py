@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.datasets.regdb import CAMERAS
-from input_pipeline.synthetic.scenes import Captions, Plan, Row, captures, moments
+from input_pipeline.synthetic.scenes import Captions, Plan, Row, frames, scenes
 
 IMAGES = 10  # of each person in each spectrum, as in RegDB
 TRIALS = 10
@@ -23,7 +23,7 @@ def write(root: Path, plan: Plan) -> None:
     captions = Captions("datasets/regdb/")
     paths = {}  # (spectrum, pid) -> paths
     pids = sorted([*plan.train_pids, *plan.test_pids])
-    for capture in captures(_as_regdb(plan), pids):
+    for capture in scenes(_as_regdb(plan), pids):
         for spectrum, (folder, letter) in SPECTRA.items():
             path = f"{folder}/{capture.pid}/person_{letter}_{capture.image:05d}_{capture.pid}.bmp"
             (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write(root: Path, plan: Plan) -> None:
 def rows(plan: Plan) -> Iterator[Row]:
     """The rows that are read from what `write` draws, in every trial as many though not of the same persons."""
     for pids, splits in ((plan.train_pids, {}), (plan.test_pids, {"rgb": "gallery", "ir": "query"})):
-        for pid, _, _ in moments(_as_regdb(plan), pids):
+        for pid, _, _ in frames(_as_regdb(plan), pids):
             for m, camid in CAMERAS.items():
                 yield Row(splits.get(m, "train"), (m,), pid, camid)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from input_pipeline.synthetic.scenes import Capture, Plan, Row, captures, moments, save_jpeg
+from input_pipeline.synthetic.scenes import Plan, Row, Scene, frames, save_jpeg, scenes
 
 SIZE = (256, 128)  # width, height of a picture
 
@@ -21,7 +21,7 @@ def write(root: Path, plan: Plan) -> None:
     for folder in (train, query, gallery):
         folder.mkdir(parents=True)
     for folder, pids in ((train, plan.train_pids), (gallery, plan.test_pids)):
-        for capture in captures(plan, pids):
+        for capture in scenes(plan, pids):
             name = f"{capture.pid:04d}_c{capture.camid:04d}_{capture.image:03d}.jpg"
             save_jpeg(folder / name, _strip(capture))
             if folder == gallery and capture.image == 0:
@@ -31,12 +31,12 @@ def write(root: Path, plan: Plan) -> None:
 def rows(plan: Plan) -> Iterator[Row]:
     """The rows that are read from what `write` draws."""
     for split, pids in (("train", plan.train_pids), ("query", plan.test_pids), ("gallery", plan.test_pids)):
-        for pid, camid, image in moments(plan, pids):
+        for pid, camid, image in frames(plan, pids):
             if split != "query" or image == 0:
                 yield Row(split, ("rgb", "nir", "tir"), pid, camid)
 
 
-def _strip(capture: Capture) -> np.ndarray:
+def _strip(capture: Scene) -> np.ndarray:
     """The pictures of all spectra side by side, [128,768,3]."""
     pictures = (Image.fromarray(capture.pictures[spectrum]).convert("RGB") for spectrum in ("rgb", "nir", "tir"))
     return np.concatenate([np.asarray(picture.resize(SIZE)) for picture in pictures], axis=1)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from input_pipeline.synthetic.scenes import Captions, Plan, Row, captures, moments, save_jpeg
+from input_pipeline.synthetic.scenes import Captions, Plan, Row, frames, save_jpeg, scenes
 
 
 def write(root: Path, plan: Plan) -> None:
@@ -13,7 +13,7 @@ def write(root: Path, plan: Plan) -> None:
     for split, pids in (("train_171", plan.train_pids), ("test", plan.test_pids)):
         for folder in folders.values():
             (root / split / folder).mkdir(parents=True)
-        for capture in captures(plan, pids):
+        for capture in scenes(plan, pids):
             name = f"{capture.pid:06d}_cam{capture.camid}_{capture.image // 100}_{capture.image % 100:02d}.jpg"
             for spectrum, folder in folders.items():
                 path = f"{split}/{folder}/{name}"
@@ -25,5 +25,5 @@ def write(root: Path, plan: Plan) -> None:
 def rows(plan: Plan) -> Iterator[Row]:
     """The rows that are read from what `write` draws."""
     for split, pids in (("train", plan.train_pids), ("test", plan.test_pids)):
-        for pid, camid, _ in moments(plan, pids):
+        for pid, camid, _ in frames(plan, pids):
             yield Row(split, ("rgb", "nir", "tir"), pid, camid)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from input_pipeline.datasets.sysu_mm01 import CAMERAS
 from input_pipeline.reading import images
-from input_pipeline.synthetic.scenes import Captions, Plan, Row, captures, moments, save_jpeg
+from input_pipeline.synthetic.scenes import Captions, Plan, Row, frames, save_jpeg, scenes
 
 SPECTRA = {"rgb": "rgb", "ir": "nir"}
 ARRAY_SIZE = (288, 144)  # H, W in the field's arrays
@@ -27,7 +27,7 @@ def write(root: Path, plan: Plan) -> None:
     for camera in MODALITY:
         (root / f"cam{camera}").mkdir()
     train = {m: [] for m in CAMERAS}  # paths, in the order of the arrays
-    for capture in captures(_as_sysu(plan), sorted([*plan.train_pids, *plan.test_pids])):
+    for capture in scenes(_as_sysu(plan), sorted([*plan.train_pids, *plan.test_pids])):
         if not _films(capture.camid, capture.pid):
             continue
         m = MODALITY[capture.camid]
@@ -46,7 +46,7 @@ def write(root: Path, plan: Plan) -> None:
 def rows(plan: Plan) -> Iterator[Row]:
     """The rows that are read from what `write` draws; its training arrays do not tell their cameras."""
     for pids, splits in ((plan.train_pids, {}), (plan.test_pids, {"rgb": "gallery", "ir": "query"})):
-        for pid, camid, _ in moments(_as_sysu(plan), pids):
+        for pid, camid, _ in frames(_as_sysu(plan), pids):
             if _films(camid, pid):
                 yield Row(splits.get(MODALITY[camid], "train"), (MODALITY[camid],), pid, camid)
 
