@@ -8,9 +8,9 @@ Axis legend, used in every shape comment of this project:
 A batch is a plain dict, a pytree of numpy arrays on the host and of global `jax.Array`s on the devices:
 
     images   {"rgb": [B,H,W,3], "nir": ..., "tir": ...}   uint8 from the host
-    present  {"rgb": [B], ...}                             bool, the keys of `images`, and "text" where there is text
-    text     {"rgb": [B,L], "ir": [B,L]}                   int32 token ids of captions, by what they describe; optional
-                                                           (the end of a caption is its largest id, see `has_caption`)
+    present  {"rgb": [B], ...}                             bool, the keys of `images`, and those of captions, see below
+    text     {"rgb": [B,L], "ir": [B,L]}                   int32 token ids of captions, by the modality they describe;
+                                                           optional (the largest id ends a caption, see `has_caption`)
     label    [B] int32, 0..K-1                             training batches only
     pid camid view   [B] int32                             the dataset's own numbers
     index    [B] int32                                     row of the split
@@ -18,6 +18,12 @@ A batch is a plain dict, a pytree of numpy arrays on the host and of global `jax
 
 A *key* missing from `images` says that the split never has that modality; a *False* in `present` says that
 this sample lacks it. Pixels of an absent picture mean nothing and are blanked by the method that reads them.
+
+Captions follow the same rule, modality by modality. A key missing from `text` says that no row of the split has a
+caption of that modality: a split may have captions of "rgb" only. For every key m of `text` there is
+present["text/m"], equal to `has_caption(text[m])`, and present["text"] is True where all of them are: the row has a
+caption of every modality in `text`. Code that reads the captions of one modality asks for "text/m", in batches and in
+`Data.present` alike, since "text" promises nothing of a modality that the split has no captions of.
 
 Where a training row pairs pictures of one identity (`data.pairs`), pid and label are theirs, and camid, view and index
 are of the picture of the first modality.
@@ -65,7 +71,7 @@ class DataSpec:
     cameras: tuple[int, ...]  # camera ids seen in training, ascending
     batch_size: int  # rows of a global training batch
     steps_per_epoch: int
-    text: tuple[str, ...] = ()  # the modalities that captions of the training split describe
+    text: tuple[str, ...] = ()  # the modalities that captions of the training split describe, () without captions
     text_length: int = 0  # L of every batch with text, 0 without
     vocab: int = 0  # token ids are 0..vocab-1, 0 without a tokenizer
     resize: tuple[str, str] = ("bicubic", "bilinear")  # Pillow's filters, in training and in evaluation
@@ -104,10 +110,14 @@ class Data(Protocol):
         """Rows of a split, padding not counted; raises ConfigError for a split that does not exist."""
 
     def present(self, name: str) -> dict[str, np.ndarray]:
-        """Which pictures the rows of a split have, {modality: [N] bool}, and "text" if it has captions."""
+        """Which pictures and captions the rows of a split have, {key: [N] bool}.
+
+        The keys are the modalities of the spec; with captions also "text/m" for every modality m that they describe,
+        and "text", True where a row has all of these. Raises ConfigError for a split that does not exist.
+        """
 
     def columns(self, name: str) -> dict[str, np.ndarray]:
-        """The dataset's own numbers of the rows of a split: pid, camid and view, each [N] int32."""
+        """pid, camid and view of the rows of a split as the dataset numbers them, each [N] int32."""
 
     def tokenize(self, sentences: Sequence[str]) -> np.ndarray:
         """Ids [n,L] int32 of sentences as captions get them; raises ConfigError without a tokenizer (vocab 0)."""
@@ -130,7 +140,7 @@ def check(batch: Batch) -> Batch:
     for key in ("images", "text"):
         if key in batch and not batch[key]:
             raise ValueError(f"batch: {key!r} has no modality")
-    named = set(images) | ({"text"} if text else set())
+    named = {*images, *(f"text/{m}" for m in text)} | ({"text"} if text else set())
     if named != set(present):
         raise ValueError(f"batch: there are {sorted(named)} but present has {sorted(present)}")
     rows = len(batch["index"])
@@ -149,4 +159,9 @@ def check(batch: Batch) -> Batch:
     for name, (x, dtype) in columns.items():
         if x.shape != (rows,) or x.dtype != dtype:
             raise ValueError(f"batch: {name} is {x.dtype}{tuple(x.shape)}, expected {np.dtype(dtype)}({rows},)")
+    for name, x in text.items():
+        if not np.array_equal(present[f"text/{name}"], has_caption(x)):
+            raise ValueError(f"batch: present['text/{name}'] is not has_caption(text[{name!r}])")
+    if text and not np.array_equal(present["text"], np.all([present[f"text/{m}"] for m in text], axis=0)):
+        raise ValueError("batch: present['text'] is not True exactly where every present['text/<modality>'] is")
     return batch

@@ -11,8 +11,7 @@ import importlib
 import itertools
 import json
 import pkgutil
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -187,25 +186,6 @@ def missing_evals(
         rows[prefix + "mean_missing"] = dict(mean_of=settings[1:])
         rows |= {prefix + "pairs": dict(pairs_of=settings)} if pairs else {}
     return rows
-
-
-def check_ranges(values: Mapping[str, object], ranges: Mapping[str, str]) -> None:
-    """Raises ConfigError for a number outside its range.
-
-    `values` are dotted fields, whose tuples are checked number by number; `ranges` are {regex of the whole field:
-    interval}, the first match counts: "[0, 1)", "(0, inf)". A number without a range is a defect: KeyError.
-    """
-    for field, value in values.items():
-        numbers = [x for x in (value if isinstance(value, tuple | list) else [value]) if not isinstance(x, bool)]
-        for x in [x for x in numbers if isinstance(x, int | float)]:
-            interval = next((ranges[pattern] for pattern in ranges if re.fullmatch(pattern, field)), None)
-            if interval is None:
-                raise KeyError(f"no range is stated for the field {field}")
-            low, high = (float(end) for end in interval[1:-1].split(","))
-            above = x >= low if interval[0] == "[" else x > low
-            below = x <= high if interval[-1] == "]" else x < high
-            if not (above and below):  # NaN is in no range
-                raise ConfigError(f"config.{field}={value}: must lie in {interval}")
 
 
 def check_choices(*fields: tuple[str, object, Collection[str]]) -> None:

@@ -14,6 +14,7 @@ RANKS = {
     "jax_mmreid.batch": 0,
     "jax_mmreid.config": 0,
     "jax_mmreid.hub": 0,
+    "jax_mmreid.ranges": 0,
     "jax_mmreid.report.settings": 0.5,
     "jax_mmreid.recipes": 0.5,
     "jax_mmreid.ops": 1,
@@ -38,7 +39,8 @@ RANKS = {
     "jax_mmreid.main": 7,
     "jax_mmreid.tools": 7,
 }
-FOR_DATA = ("jax_mmreid.batch", "jax_mmreid.hub")  # what the data side may know of the rest; neither imports jax
+# What input_pipeline may import of the rest; none of these imports jax.
+FOR_DATA = ("jax_mmreid.batch", "jax_mmreid.errors", "jax_mmreid.hub", "jax_mmreid.ranges")
 SAME_PACKAGE = ("ops", "metrics", "losses", "models", "evaluators", "recipes")  # parts of one rank may use each other
 
 
