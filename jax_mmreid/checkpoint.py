@@ -18,12 +18,12 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from jax_mmreid.state import TrainState
 
 ITEMS = {"model": ("step", "params", "batch_stats", "memory"), "training": ("opt_state", "rng")}
-WATCHED = "best"  # the name under which the watched number is stored
+BEST = "best"  # the name under which the metric that picks the best checkpoint is stored
 STEPS = ocp.path.step.standard_name_format()
 
 
-def _watched(metrics: dict[str, float]) -> float:
-    return metrics[WATCHED]
+def _best_metric(metrics: dict[str, float]) -> float:
+    return metrics[BEST]
 
 
 def newest(workdir: str | Path) -> int | None:
@@ -41,10 +41,10 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, reading: bool = False):
         self.folder = Path(workdir).absolute()
         # Orbax sorts by number, steps ascending among equals, and takes the end: a tie goes to the later step.
-        keep = AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=_watched, n=1)])
+        keep = AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=_best_metric, n=1)])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep,
-            best_fn=_watched,
+            best_fn=_best_metric,
             best_mode="max",
             # What Orbax calls read_only sets `create` too, with warnings on the console.
             create=not reading,
@@ -60,11 +60,11 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self.manager.close()
 
-    def save(self, step: int, state: TrainState, meta: dict[str, Any], watched: float | None = None) -> None:
-        """Starts writing `state`; `watched` is the number that picks the best checkpoint, if it was measured."""
+    def save(self, step: int, state: TrainState, meta: dict[str, Any], best_metric: float | None = None) -> None:
+        """Starts writing `state`; `best_metric` is the number that picks the best checkpoint, if it was measured."""
         items = {name: ocp.args.StandardSave(_fields(state, name)) for name in ITEMS}
         args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
-        self.manager.save(step, args=args, metrics={WATCHED: -math.inf if watched is None else watched})
+        self.manager.save(step, args=args, metrics={BEST: -math.inf if best_metric is None else best_metric})
 
     def save_frozen(self, frozen: Any) -> None:
         """Writes the frozen parameters; does nothing for a method that has none."""
@@ -77,11 +77,18 @@ class Checkpoints:
         return self.manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the highest watched number, of equal ones the latest; None if none was measured."""
-        found = {step: self.manager.metrics(step) for step in self.steps()}  # None of a step that is gone
-        measured = [(_watched(metrics), step) for step, metrics in found.items() if metrics]
-        number, step = max(measured, default=(-math.inf, None))
+        """The step with the highest best_metric, of equal ones the latest; None if none was measured."""
+        number, step = self._best()
         return None if number == -math.inf else step
+
+    def is_better(self, best_metric: float | None) -> bool:
+        """Whether a number is at least that of every checkpoint; False of None, for what was not measured."""
+        return best_metric is not None and best_metric >= self._best()[0]
+
+    def _best(self) -> tuple[float, int | None]:
+        found = {step: self.manager.metrics(step) for step in self.steps()}  # None of a step that was deleted
+        measured = [(_best_metric(metrics), step) for step, metrics in found.items() if metrics]
+        return max(measured, default=(-math.inf, None))
 
     def steps(self) -> list[int]:
         """Every complete step, ascending."""

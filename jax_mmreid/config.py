@@ -33,10 +33,32 @@ RUNTIME_FIELDS = (
     "data.threads",
     "data.eval_batch_size",
     "data.cache",
+    "data.options.query_captions",  # captions of queries, which training does not read
     "data.on_bad_image",  # what stopped at a picture may go on without it: up to there the batches are the same
     "model.remat",
     "model.scan",
 )
+
+# The range of every number outside data and missing (input_pipeline), evals (evaluators) and model (methods).
+RANGES = {
+    r"seed": "[0, 4294967295]",
+    r"epochs": "[1, inf)",
+    r"eval_every|eval_from|save_every|log_every": "[0, inf)",
+    r"aug(\..*)?\.(flip|erase|grey)": "[0, 1]",
+    r"aug(\..*)?\.pad": "[0, inf)",
+    r"aug\.mean": "[0, 1]",
+    r"aug\.std": "(0, inf)",
+    r"weights\..*": "[0, inf)",
+    r"optim\.(lr|decay)\..*|optim\.weight_decay": "[0, inf)",
+    r"optim\.b[12]": "[0, 1)",
+    r"optim\.eps": "(0, inf)",
+    r"optim\.schedule\.(warmup|milestones)": "[0, inf)",
+    r"optim\.schedule\.reference": "(0, inf)",
+    r"optim\.schedule\.(floor|warmup_factor|gamma)": "[0, 1]",
+    r"mesh\.data": "[-1, inf)",
+    r"mesh\.model": "[1, inf)",
+}
+CHECKED_ELSEWHERE = ("data", "missing", "evals", "published", "pretrain", "phases", "sharding")
 
 BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 LETTERS = {"rgb": "r", "nir": "n", "tir": "t", "ir": "i"}
@@ -222,6 +244,17 @@ def to_json(config: ConfigDict) -> dict:
     return json.loads(json.dumps(config.to_dict(), sort_keys=True))
 
 
+def from_json(saved: dict) -> ConfigDict:
+    """The config that `to_json` wrote; a list is a tuple again."""
+
+    def value(x: object) -> object:
+        if isinstance(x, dict):
+            return {key: value(inner) for key, inner in x.items()}
+        return tuple(map(value, x)) if isinstance(x, list) else x
+
+    return ConfigDict(value(saved))
+
+
 def config_hash(config: ConfigDict) -> str:
     """Twelve hexadecimal digits that name the config up to the fields in RUNTIME_FIELDS."""
     fixed = {k: v for k, v in flat(to_json(config)).items() if not is_runtime(k)}
@@ -229,8 +262,13 @@ def config_hash(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def evals_hash(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that name the rows of evaluation, which `config_hash` leaves out."""
+    return hashlib.sha256(json.dumps(to_json(config)["evals"], sort_keys=True).encode()).hexdigest()[:12]
+
+
 def difference(saved: dict, config: ConfigDict) -> list[str]:
-    """`field (old -> new)` for every field in which a saved config.json and this config differ, RUNTIME_FIELDS aside."""
+    """`field (old -> new)` where a saved config.json and this config differ, RUNTIME_FIELDS aside."""
     old, new = flat(saved), flat(to_json(config))
     return [
         f"{key} ({old.get(key)} -> {new.get(key)})"
@@ -246,6 +284,12 @@ def require_same(saved: Path, config: ConfigDict) -> None:
         raise ConfigError(
             f"workdir {saved.parent} holds a run of another config: {'; '.join(changed[:3])}; choose another --workdir"
         )
+
+
+def numeric_fields(config: ConfigDict) -> dict[str, object]:
+    """The dotted fields whose numbers RANGES and the method's own RANGES must cover, with their values."""
+    fields = {key: value for key, value in config.to_dict().items() if key not in CHECKED_ELSEWHERE}
+    return {key: value for key, value in flat(fields).items() if key != "optim.rules"}
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

@@ -1,8 +1,13 @@
-"""What happens to several processes: who writes, which rows a process reads, gathering, agreement.
+"""What happens to several processes: who writes, which rows a process reads, gathering, agreement,
+stopping.
 
 Every branch on the number of processes stands here.
 """
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -39,3 +44,18 @@ def agree(number: int) -> int:
 def all_true(flag: bool) -> bool:
     """Whether the flag is True on every process."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).all())
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """While it lasts, SIGTERM sets an event instead of ending the process; the loop acts on it between two steps."""
+    event = threading.Event()
+    # Signals belong to the main thread, and several processes would each stop at a step of their own.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,20 +1,26 @@
-"""What a config stands for on given data: a mesh, the phases of the recipe, and the state they act on."""
+"""What a config and a data spec stand for: a mesh, the phases of the recipe, and the state they act on.
+
+Nothing here reads a picture: `build` needs the spec of the data alone, which every workdir holds.
+"""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
 
 from jax_mmreid import optim, sharding
-from jax_mmreid.batch import Batch, Data
-from jax_mmreid.config import ConfigDict, find
+from jax_mmreid.batch import Batch, Data, DataSpec
+from jax_mmreid.config import RANGES, ConfigDict, find, numeric_fields
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.methods import Method
+from jax_mmreid.ranges import check_ranges
 from jax_mmreid.state import TrainState
 
 
@@ -25,11 +31,13 @@ class Phase(NamedTuple):
     stop: int
     method: Method
     tx: optax.GradientTransformation
+    rates: dict[str, Callable[[Array], Array]]  # the learning rate of each trained group at a step
 
 
 class Experiment(NamedTuple):
     """`create(rng)` makes the initial state in place; `abstract` is its shapes, dtypes and shardings."""
 
+    spec: DataSpec
     mesh: Mesh
     phases: tuple[Phase, ...]
     create: Callable[[Array], TrainState]
@@ -40,63 +48,80 @@ class Experiment(NamedTuple):
         return [phase for phase in self.phases if phase.start <= step][-1]
 
 
-def build(config: ConfigDict, data: Data, devices: list | None = None) -> Experiment:
-    """Reads a config once and for all; raises ConfigError for what does not fit together."""
+def build(
+    config: ConfigDict,
+    spec: DataSpec,
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
+    devices: list | None = None,
+) -> Experiment:
+    """Reads a config once and for all.
+
+    `tokenize` maps sentences to ids [n,L] with the vocabulary of the spec, `Data.tokenize` as a rule; a method that
+    writes no sentences of its own needs none. `devices` are those of the mesh, by default all. Raises ConfigError for
+    fields that are out of their range or do not fit together.
+    """
+    module = find("jax_mmreid.methods", config.method)
+    ranges = RANGES | {rf"model\.{field}": interval for field, interval in module.RANGES.items()}
+    check_ranges(numeric_fields(config), ranges)
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sizes = {
-        "data.identities * data.instances": data.spec.batch_size,
+        "data.identities * data.instances": spec.batch_size,
         "data.eval_batch_size": config.data.eval_batch_size,
     }
     for key, rows in sizes.items():
         if rows % mesh.shape["data"]:
             raise ConfigError(f"{key} = {rows} does not divide over {mesh.shape['data']} devices of axis 'data'")
-    method = _method(config, data)
-    phases = _phases(config, data, method)
+    method = module.create(spec, _method_config(module, config), tokenize)
+    phases = _phases(config, spec, method)
 
     def init(rng: Array) -> TrainState:
-        variables = method.init(rng, _example(data))
+        variables = method.init(rng, _example(spec))
         params, frozen = optim.split_frozen(variables.pop("params"), config.optim.rules)
         opt_state = phases[0].tx.init(params)
         step = jnp.zeros((), jnp.int32)
         return TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state, rng=rng, **variables)
 
-    try:
-        shapes = jax.eval_shape(init, jax.random.PRNGKey(0))
-    except ValueError as error:  # sizes that do not go together
-        raise ConfigError(f"config.model does not fit the data: {str(error).splitlines()[0]}") from error
+    shapes = jax.eval_shape(init, jax.random.PRNGKey(0))
     shardings = sharding.state_sharding(mesh, shapes, config.sharding)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    return Experiment(mesh, phases, jax.jit(init, out_shardings=shardings), abstract)
+    return Experiment(spec, mesh, phases, jax.jit(init, out_shardings=shardings), abstract)
 
 
-def _method(config: ConfigDict, data: Data) -> Method:
-    try:
-        return find("jax_mmreid.methods", config.method).create(
-            data.spec, tokenize=data.tokenize, **config.model.to_dict()
-        )
-    except TypeError as error:
-        raise ConfigError(f"config.model does not fit method {config.method!r}: {error}") from error
-    except ValueError as error:  # a vocabulary that is not there yet
-        raise ConfigError(str(error)) from error
+def model_spec(config: ConfigDict, data: Data) -> DataSpec:
+    """The spec of the data, with the normalisation of the config: what the model is built from."""
+    return dataclasses.replace(data.spec, mean=config.aug.mean, std=config.aug.std)
 
 
-def _phases(config: ConfigDict, data: Data, method: Method) -> tuple[Phase, ...]:
+def _method_config(module: ModuleType, config: ConfigDict) -> Any:
+    """`config.model` as the dataclass of the method's module; ConfigError for a field too many or too few."""
+    given, known = config.model.to_dict(), {field.name for field in dataclasses.fields(module.Config)}
+    for what, names in (("has", given.keys() - known), ("lacks", known - given.keys())):
+        if names:
+            raise ConfigError(
+                f"config.model {what} {', '.join(sorted(names))}; method {config.method!r} takes "
+                f"{', '.join(sorted(known))}"
+            )
+    return module.Config(**given)
+
+
+def _phases(config: ConfigDict, spec: DataSpec, method: Method) -> tuple[Phase, ...]:
     starts = [start for start, _, _ in config.phases]
     if starts[:1] != [0] or sorted(set(starts)) != starts:
         raise ConfigError(f"config.phases start at epochs {starts}; they must begin with 0 and ascend")
     options = config.optim.to_dict()
     rules, lr, common = (options.pop(name) for name in ("rules", "lr", "schedule"))
-    schedules = optim.make_schedules(lr, epochs=config.epochs, steps_per_epoch=data.spec.steps_per_epoch, **common)
+    schedules = optim.make_schedules(lr, epochs=config.epochs, steps_per_epoch=spec.steps_per_epoch, **common)
     phases = []
     for (start, changes, groups), stop in zip(config.phases, [*starts[1:], config.epochs]):
         tx = optim.make_optimizer(schedules, rules, active=frozenset(groups), **options)
-        first, last = (min(epoch, config.epochs) * data.spec.steps_per_epoch for epoch in (start, stop))
-        phases.append(Phase(first, last, dataclasses.replace(method, **changes), tx))
+        first, last = (min(epoch, config.epochs) * spec.steps_per_epoch for epoch in (start, stop))
+        rates = {group: schedules[group] for group in groups}
+        phases.append(Phase(first, last, dataclasses.replace(method, **changes), tx, rates))
     return tuple(phases)
 
 
-def _example(data: Data) -> Batch:
+def _example(spec: DataSpec) -> Batch:
     """A blank batch of one row, for shapes."""
-    images = {m: jnp.zeros((1, *data.spec.image_size, 3)) for m in data.spec.modalities}
-    present = {m: jnp.ones(1, bool) for m in data.spec.modalities}
+    images = {m: jnp.zeros((1, *spec.image_size, 3)) for m in spec.modalities}
+    present = {m: jnp.ones(1, bool) for m in spec.modalities}
     return {"images": images, "present": present} | {key: jnp.zeros(1, jnp.int32) for key in ("camid", "index")}

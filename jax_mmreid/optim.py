@@ -7,6 +7,7 @@ never reaches the optimizer.
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -102,10 +103,10 @@ def make_schedules(
     kinds = {"cosine": functools.partial(warmup_cosine, epochs=epochs), "multistep": warmup_multistep}
     if kind not in kinds:
         raise ConfigError(f"optim.schedule.kind={kind!r}: expected one of {', '.join(kinds)}")
-    try:
-        return {group: kinds[kind](base, steps_per_epoch=steps_per_epoch, **options) for group, base in lr.items()}
-    except TypeError as error:
-        raise ConfigError(f"optim.schedule does not fit kind {kind!r}: {error}") from error
+    takes = inspect.signature(kinds[kind]).parameters.keys() - {"base", "epochs", "steps_per_epoch"}
+    if unknown := sorted(options.keys() - takes):
+        raise ConfigError(f"optim.schedule has {', '.join(unknown)}; kind {kind!r} takes {', '.join(sorted(takes))}")
+    return {group: kinds[kind](base, steps_per_epoch=steps_per_epoch, **options) for group, base in lr.items()}
 
 
 def group_names(params: Any, rules: tuple[tuple[str, str], ...]) -> Any:

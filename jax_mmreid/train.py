@@ -1,7 +1,7 @@
 """Training: the step, and the loop around it with its four blocks: step, log, evaluate, save.
 
 Batch t, its augmentation and its dropout are functions of (seed, t), and the state is all that a step reads: a run
-that stops and goes on from a checkpoint ends where an uninterrupted one does.
+that stops and resumes from a checkpoint ends where an uninterrupted one does.
 """
 
 import collections
@@ -10,8 +10,6 @@ import functools
 import json
 import logging
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,12 +18,13 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from jax_mmreid import evaluators, experiment, sharding
-from jax_mmreid.batch import Batch, Data
+from jax_mmreid import distributed, experiment, sharding
+from jax_mmreid.batch import Batch, Data, DataSpec
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import ConfigDict, config_hash, require_same, to_json
 from jax_mmreid.errors import ConfigError, DataError, NonFiniteError, PreemptedError
-from jax_mmreid.experiment import Experiment, Phase
+from jax_mmreid.evaluators import runner
+from jax_mmreid.experiment import Experiment, Phase, model_spec
 from jax_mmreid.methods import Method
 from jax_mmreid.ops import augment
 from jax_mmreid.state import TrainState, merge, streams
@@ -41,11 +40,12 @@ def train_step(
     *,
     method: Method,
     tx: optax.GradientTransformation,
+    rates: dict[str, Callable[[Array], Array]],
     weights: dict[str, float],
     augmentation: dict,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update: (state, batch of uint8 pictures) -> (state, scalars). Raises KeyError for a term without a weight."""
-    rngs = streams(state.rng, state.step, ("augment", "dropout", "structure"))
+    rngs = streams(state.rng, state.step, ("augment", *method.streams))
     batch = batch | {"images": augment.augment(batch["images"], rngs["augment"], **augmentation)}
 
     def objective(params):
@@ -55,8 +55,11 @@ def train_step(
     (total, out), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    norms = {"grad_norm": grads, "update_norm": updates, "param_norm": params}
+    scalars = {name: optax.tree.norm(tree) for name, tree in norms.items()}
+    scalars |= {f"lr/{group}": rate(state.step) for group, rate in rates.items()}
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, **out.updates)
-    return state, {"loss": total, **out.terms, **out.scalars, "grad_norm": optax.tree.norm(grads)}
+    return state, {"loss": total, **out.terms, **out.scalars, **scalars}
 
 
 def compile_step(config: ConfigDict, exp: Experiment, phase: Phase) -> Callable:
@@ -65,6 +68,7 @@ def compile_step(config: ConfigDict, exp: Experiment, phase: Phase) -> Callable:
         train_step,
         method=phase.method,
         tx=phase.tx,
+        rates=phase.rates,
         weights=config.weights.to_dict(),
         augmentation=config.aug.to_dict(),
     )
@@ -73,56 +77,62 @@ def compile_step(config: ConfigDict, exp: Experiment, phase: Phase) -> Callable:
 
 
 def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
-    """Trains to the end of `config.epochs`, going on from the last checkpoint in `workdir` if there is one.
+    """Trains to the end of `config.epochs`, resuming from the last checkpoint in `workdir` if there is one.
 
     Raises ConfigError for a workdir of another config, DataError for one of other data, NonFiniteError, PreemptedError.
     """
-    workdir = Path(workdir)
-    first = jax.process_index() == 0
-    exp = experiment.build(config, data)
-    evaluators.check(config, data)
+    workdir, spec = Path(workdir), model_spec(config, data)
+    exp = experiment.build(config, spec, data.tokenize)
+    runner.check(config.evals.to_dict(), data)
+    if config.eval_every:
+        runner.check_best(config.best, config.evals.to_dict())
     total = exp.phases[-1].stop
-    meta = {"fingerprint": data.spec.fingerprint, "config_hash": config_hash(config), "seed": config.seed}
+    meta = {"fingerprint": spec.fingerprint, "config_hash": config_hash(config), "seed": config.seed}
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
-        stopping = stack.enter_context(_stop_signal())
-        init_workdir(workdir, config, data, first, running=checkpoints.last() is not None)
+        stopping = stack.enter_context(distributed.stop_signal())
+        if checkpoints.last() is not None and (workdir / "config.json").exists():
+            require_same(workdir / "config.json", config)
         state = start_or_resume(config, exp, data, checkpoints)
+        init_workdir(workdir, config, data, spec, fresh=checkpoints.last() is None)
         start = int(jax.device_get(state.step))
         log.info("training in %s: step %d of %d done", workdir, start, total)
-        writer = stack.enter_context(
-            Writer(workdir, start=start, stop=total, rows_per_step=data.spec.batch_size, active=first)
-        )
-        batches = prefetch_to_device(stack.enter_context(contextlib.closing(data.train(start, total))), exp.mesh)
+        writer = Writer(workdir, start=start, stop=total, rows_per_step=spec.batch_size, active=distributed.is_writer())
+        stack.enter_context(writer)
+        batches = stack.enter_context(contextlib.closing(data.train(start, total)))
+        batches = prefetch_to_device(batches, exp.mesh)
         stack.enter_context(jax.transfer_guard("disallow"))
         step, stop, phase, run = start, False, None, None
         while step < total and not stop:
             if phase is not exp.phase(step):
                 phase = exp.phase(step)
-                run = compile_step(config, exp, phase)
+                run = writer.untimed(compile_step(config, exp, phase))
             state, scalars = run(state, next(batches))
             step += 1
 
-            stop = stopping.is_set()  # asked once, so that what stops the loop is also what saves
-            saving = stop or step == total or _due(step, config.save_every * data.spec.steps_per_epoch)
-            if saving or _due(step, config.log_every):
-                scalars = _finite(step, jax.device_get(scalars))
+            stop = stopping.is_set()  # read once, so that what stops the loop is also what saves
+            evaluating = not stop and _evaluates(config, step, spec)
+            saving = stop or step == total or _due(step, config.save_every * spec.steps_per_epoch)
+            if saving or evaluating or _due(step, config.log_every):
+                scalars = _finite(step, jax.device_get(scalars), checkpoints)
                 writer.write(step, scalars | writer.rate(step))
 
-            results = {}
-            begun = step >= config.eval_from * data.spec.steps_per_epoch
-            if config.evals and begun and not stop and _due(step, config.eval_every * data.spec.steps_per_epoch):
-                results = evaluators.run(config, phase.method, state.variables, data, exp.mesh)
-                writer.write(step, evaluators.numbers(results))
+            best = None
+            if evaluating:
+                with writer.paused():
+                    results = _run_evals(config, exp, phase.method, state.variables, data)
+                writer.write(step, runner.numbers(results))
+                best = runner.best_metric(config.best, results)
 
-            if saving:
-                checkpoints.save(step, state, meta, evaluators.watched(config, results))
+            if saving or checkpoints.is_better(best):
+                with writer.paused():
+                    checkpoints.save(step, state, meta, best)
     if step < total:
-        raise PreemptedError(f"stopped at step {step} of {total} and saved; the same command goes on from there")
+        raise PreemptedError(f"stopped at step {step} of {total} and saved; the same command resumes from there")
 
 
 def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints: Checkpoints) -> TrainState:
-    """The state of the last checkpoint, or a new one, from `config.init`, whose method has seen the training data."""
+    """The state of the last checkpoint, or a new one, from `config.init`, after `Method.begin` on the training data."""
     last = checkpoints.last()
     if last is not None:
         saved = checkpoints.meta(last)
@@ -131,14 +141,21 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
                 f"{checkpoints.folder} was trained on other files or masks than {config.data.data_dir} now holds; "
                 "restore the data, or choose another --workdir"
             )
+        if saved["config_hash"] != config_hash(config):
+            raise ConfigError(
+                f"{checkpoints.folder} has a checkpoint of another config (hash {saved['config_hash']}, this one has "
+                f"{config_hash(config)}); restore its config.json to see what differs, or choose another --workdir"
+            )
         return checkpoints.restore(last, exp.abstract)
     if config.requires_init and not config.init:
-        raise ConfigError("this stage goes on from a finished one; name its workdir: --config.init=runs/NAME")
+        raise ConfigError(
+            f"this config starts from trained weights of {', '.join(config.requires_init)}; name a workdir or a "
+            "converted folder that has them: --config.init=runs/NAME"
+        )
     state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
     if config.init:
-        state = weights_init.start_from(
-            state, weights_init.load(config.init), data.spec.image_size, config.requires_init
-        )
+        loaded = weights_init.load(config.init)
+        state = weights_init.start_from(state, loaded, data.spec.image_size, config.requires_init)
     normalise = jax.jit(functools.partial(augment.normalise, mean=config.aug.mean, std=config.aug.std))
 
     def prepared() -> Iterator[Batch]:
@@ -161,15 +178,29 @@ def prefetch_to_device(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
     yield from ahead
 
 
-def init_workdir(workdir: Path, config: ConfigDict, data: Data, first: bool, running: bool) -> None:
-    """Writes config.json, masks and vocabulary, or checks that a workdir with a checkpoint holds the same run."""
-    path = workdir / "config.json"
-    if running and path.exists():
-        require_same(path, config)
-    elif first:
-        path.write_text(json.dumps(to_json(config), indent=2, sort_keys=True) + "\n")
-        data.save_masks(workdir / "masks.npz")
-        data.save_tokenizer(workdir / "tokenizer")
+def init_workdir(workdir: Path, config: ConfigDict, data: Data, spec: DataSpec, fresh: bool) -> None:
+    """Writes config, data spec, masks and vocabulary of a fresh run; of one that is resumed, what was deleted."""
+    if not distributed.is_writer():
+        return
+    files = {
+        "config.json": lambda path: path.write_text(json.dumps(to_json(config), indent=2, sort_keys=True) + "\n"),
+        "data_spec.json": lambda path: path.write_text(spec.to_json()),
+        "masks.npz": data.save_masks,
+        "tokenizer": data.save_tokenizer,
+    }
+    for name, write in files.items():
+        if fresh or not (workdir / name).exists():
+            write(workdir / name)
+
+
+def _run_evals(config: ConfigDict, exp: Experiment, method: Method, variables: dict, data: Data) -> dict[str, dict]:
+    rows, spec = config.evals.to_dict(), exp.spec
+    return runner.run(rows, method, variables, data, exp.mesh, mean=spec.mean, std=spec.std)
+
+
+def _evaluates(config: ConfigDict, step: int, spec: DataSpec) -> bool:
+    begun = step >= config.eval_from * spec.steps_per_epoch
+    return bool(config.evals) and begun and _due(step, config.eval_every * spec.steps_per_epoch)
 
 
 def _due(step: int, every: int) -> bool:
@@ -177,24 +208,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _finite(step: int, scalars: dict[str, Array]) -> dict[str, float]:
+def _finite(step: int, scalars: dict[str, Array], checkpoints: Checkpoints) -> dict[str, float]:
     values = {name: float(x) for name, x in scalars.items()}
     bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise NonFiniteError(f"step {step}: {', '.join(bad)}; the last checkpoint is from before")
+        last = checkpoints.last()
+        kept = "no checkpoint was saved yet" if last is None else f"the last good checkpoint is of step {last}"
+        raise NonFiniteError(f"step {step}: {', '.join(bad)}; {kept}")
     return values
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """While it lasts, SIGTERM sets an event instead of ending the process; the loop acts on it between two steps."""
-    event = threading.Event()
-    # Signals belong to the main thread, and several processes would each stop at a step of their own.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,11 +1,14 @@
-"""Numbers of a run: metrics.jsonl, TensorBoard events, and the console, where a terminal gets a bar with its ETA."""
+"""Numbers of a run: metrics.jsonl, TensorBoard events, and the console, where a terminal gets one line with its ETA."""
 
+import contextlib
 import json
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -15,17 +18,22 @@ log = logging.getLogger(__name__)
 
 
 class Writer:
-    """Writes scalars of steps start+1..stop; `active` is False on all processes but the first. Use as a context."""
+    """Writes scalars of steps start+1..stop; `active` is False on all processes but the first. Use as a context.
+
+    The rate and the time to go are of training steps alone: time spent in `paused` and in the first call of an
+    `untimed` function, which compiles, counts nowhere.
+    """
 
     def __init__(self, workdir: str | Path, *, start: int, stop: int, rows_per_step: int, active: bool = True):
         self.active = active
         self.start, self.stop, self.rows = start, stop, rows_per_step
-        self.clock = time.monotonic()
-        self.last = (start, self.clock)
+        self.clock = self.since = time.monotonic()
+        self.last, self.left_out = start, 0  # the step of the last `rate`, and steps since then that are not timed
+        self.timed_steps, self.timed_seconds = 0, 0.0
         if not active:
             return
         self.path = Path(workdir) / "metrics.jsonl"
-        _forget_after(self.path, start)
+        _drop_after(self.path, start)
         self.events = SummaryWriter(str(workdir), purge_step=start + 1)
         self.bar = None
         if sys.stderr.isatty():
@@ -45,15 +53,43 @@ class Writer:
             self.bar.set_postfix(shown)
         else:
             text = "  ".join([f"step {step}/{self.stop}", *(f"{name} {value}" for name, value in shown.items())])
-            if "samples_per_second" in scalars:
-                left = (self.stop - step) * self.rows / scalars["samples_per_second"]
+            if "samples_per_second" in scalars and self.timed_steps:
+                left = (self.stop - step) * self.timed_seconds / self.timed_steps
                 text += f"  {time.monotonic() - self.clock:.0f}s, {left:.0f}s to go"
             log.info(text)
 
     def rate(self, step: int) -> dict[str, float]:
-        """Samples per second since the last call."""
-        (before, since), self.last = self.last, (step, time.monotonic())
-        return {"samples_per_second": (step - before) * self.rows / max(self.last[1] - since, 1e-9)}
+        """Samples per second of the timed steps since the last call; {} if there are none."""
+        now = time.monotonic()
+        steps, seconds = step - self.last - self.left_out, now - self.since
+        self.last, self.left_out, self.since = step, 0, now
+        if steps <= 0:
+            return {}
+        self.timed_steps += steps
+        self.timed_seconds += seconds
+        return {"samples_per_second": steps * self.rows / max(seconds, 1e-9)}
+
+    @contextlib.contextmanager
+    def paused(self, steps: int = 0) -> Iterator[None]:
+        """What happens inside is not timed; `steps` are the training steps that it takes."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.since += time.monotonic() - begin
+            self.left_out += steps
+
+    def untimed(self, step: Callable) -> Callable:
+        """A training step whose first call, which compiles, is not timed."""
+        calls = iter([True])
+
+        def call(*args):
+            if not next(calls, False):
+                return step(*args)
+            with self.paused(steps=1):
+                return jax.block_until_ready(step(*args))
+
+        return call
 
     def __enter__(self) -> "Writer":
         return self
@@ -65,9 +101,9 @@ class Writer:
                 self.bar.close()
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drops what an interrupted run wrote beyond the checkpoint that the run goes on from."""
+def _drop_after(path: Path, step: int) -> None:
+    """Drops what an interrupted run wrote beyond the checkpoint that the run resumes from."""
     if path.exists():
-        # A killed run leaves its last line torn.
+        # A killed run may leave its last line incomplete.
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))

@@ -4,21 +4,21 @@ python launch/sweep.py --config=configs/quickstart.py --vary=row=A,D,F --vary=et
 python launch/sweep.py --config=configs/rgbnt201.py --vary=--config.weights.nce=0.1,1.0 --workdir=runs/nce --config.data.data_dir=...
 
 --vary: a config argument, or with its dashes a field, and the values that it takes; commas in brackets part no values.
---seeds: numbers as 1-3 or 1,3,5; without, the config's own seed. What else is given goes to every run. Every run has a
-folder of its own, WORKDIR/row=A,eta=0.3/seed1 (a "/" in a value is "-" there); the same command goes on where it
-stopped, and exits with the code of a run that did not end well. Writes WORKDIR/results.json and results.md, as
-jax_mmreid/report/compare.py makes them of all runs.
+--seeds: numbers as 1-3 or 1,3,5; without, the config's own seed. Other --config.FIELD=VALUE go to every run. Every run
+has a folder of its own, WORKDIR/row=A,eta=0.3/seed1 (a "/" in a value is "-" there); the same command resumes where it
+stopped, and a run that fails ends it with that run's exit code. Writes WORKDIR/results.json and results.md, as
+`python -m jax_mmreid.tools.compare` makes them of all runs.
 """  # noqa: E501
 
 import argparse
 import itertools
-import json
 import re
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+from jax_mmreid import run
+from jax_mmreid.config_file import load_config
+from jax_mmreid.main import OVERRIDE, run_as_command
 from jax_mmreid.report import compare
 
 
@@ -30,24 +30,16 @@ def varied(text: str) -> list[str]:
     return [f"{name}={value}" for value in re.split(r",(?![^()\[\]]*[)\]])", values)]
 
 
-def command(config: str, run: Path, chosen: tuple[str, ...], seed: int | None, rest: list[str]) -> list[str]:
-    """The command line of one run."""
+def job(config: str, workdir: Path, chosen: tuple[str, ...], seed: int | None, fields: list[str]) -> run.Job:
+    """One run: the config file's argument and fields with what was chosen, and its folder."""
     file, _, given = config.partition(":")
     arguments = [part for part in (*given.split(","), *chosen) if part and not part.startswith("--")]
-    fields = [f"--config.seed={seed}"] if seed is not None else []
-    fields += [*rest, *(part for part in chosen if part.startswith("--"))]
-    return [
-        *(sys.executable, "-m", "jax_mmreid.main"),
-        f"--config={':'.join(filter(None, (file, ','.join(arguments))))}",
-        f"--workdir={run}",
-        *fields,
-    ]
-
-
-def finished(run: Path, line: list[str]) -> bool:
-    """Whether a folder holds the results of this very command."""
-    results = run / "results.json"
-    return results.exists() and json.loads(results.read_text())["command"] == shlex.join(["python", *line[1:]])
+    fields = [*fields, *(part for part in chosen if part.startswith("--"))]
+    overrides = [f"seed={seed}"] if seed is not None else []
+    overrides += [field.removeprefix(OVERRIDE) for field in fields]
+    name = ",".join(part.removeprefix(OVERRIDE).replace("/", "-") for part in chosen)
+    folder = workdir / name / (f"seed{seed}" if seed is not None else "")
+    return run.Job(load_config(":".join(filter(None, (file, ",".join(arguments)))), overrides), folder)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,17 +53,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if not arguments.vary and arguments.seeds == [None]:
         parser.error("nothing to vary: give --vary or --seeds")
-    runs = []
-    for *chosen, seed in itertools.product(*arguments.vary, arguments.seeds):
-        name = ",".join(part.removeprefix("--config.").replace("/", "-") for part in chosen)
-        run = arguments.workdir / name / (f"seed{seed}" if seed is not None else "")
-        runs.append(run)
-        line = command(arguments.config, run, chosen, seed, rest)
-        code = 0 if finished(run, line) else subprocess.run(line).returncode
-        if code:
-            return code
-    print(compare.write(runs, arguments.workdir), end="")
-    return 0
+    if unknown := [part for part in rest if not part.startswith(OVERRIDE)]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+
+    def sweep() -> None:
+        combinations = list(itertools.product(*arguments.vary, arguments.seeds))
+        jobs = [job(arguments.config, arguments.workdir, chosen, seed, rest) for *chosen, seed in combinations]
+        run.chain(jobs)
+        print(compare.write([one.workdir for one in jobs], arguments.workdir), end="")
+
+    return run_as_command(sweep)
 
 
 if __name__ == "__main__":

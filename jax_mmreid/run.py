@@ -1,0 +1,172 @@
+"""What a run is: training, evaluation, watching, planning, and chains of runs. Used by main, launch/ and notebooks.
+
+    from jax_mmreid import run
+    from jax_mmreid.config_file import load_config
+
+    config = load_config("configs/quickstart.py:row=A", ["epochs=3"])
+    results = run.train_and_evaluate(config, "runs/a")
+    results["evals"]["full"]["mAP"]
+
+Nothing here reads flags or sys.argv. Errors that a config or data cause are those of `jax_mmreid.errors`.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from input_pipeline import DataConfig, MissingConfig, OpenedData, describe, open_data
+from input_pipeline.reading import images
+from input_pipeline.text.tokenizer import open_tokenizer
+from jax_mmreid import distributed, experiment, sharding
+from jax_mmreid import evaluate as evaluation
+from jax_mmreid import train as training
+from jax_mmreid import watch as watching
+from jax_mmreid.batch import DataSpec
+from jax_mmreid.config import ConfigDict, config_hash, evals_hash, from_json, require_same
+from jax_mmreid.cost import traced
+from jax_mmreid.errors import ConfigError
+from jax_mmreid.evaluators.encoder import PARTS
+from jax_mmreid.inference import TrainedModel
+
+log = logging.getLogger(__name__)
+
+
+class Job(NamedTuple):
+    """A run: what is trained and evaluated, and where it lives."""
+
+    config: ConfigDict
+    workdir: str | Path
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
+    """Trains to the end, or resumes, and evaluates the last checkpoint; returns what results.json holds.
+
+    The run that `config.pretrain` names comes first, unless it is finished. Raises ConfigError, DataError,
+    NonFiniteError, or PreemptedError after SIGTERM.
+    """
+    if config.pretrain:
+        before = Job(config.pretrain.config, config.pretrain.workdir)
+        if not is_finished(before):
+            log.info("first %s in %s, which this run starts from", before.config.method, before.workdir)
+            chain([before])
+    data = _open(config)
+    _log_data(config, data)
+    training.train(config, workdir, data)
+    return evaluation.evaluate(config, workdir, data)
+
+
+def chain(jobs: Iterable[Job]) -> list[dict]:
+    """Runs jobs one after the other and returns their results; a finished one is not run again.
+
+    An error ends the chain; the same call resumes it where it stopped. Raises as `train_and_evaluate`.
+    """
+    results = []
+    for job in jobs:
+        if is_finished(job):
+            results.append(json.loads(Path(job.workdir, "results.json").read_text()))
+        else:
+            results.append(train_and_evaluate(*job))
+            jax.clear_caches()  # the next run compiles programs of its own
+    return results
+
+
+def is_finished(job: Job) -> bool:
+    """Whether a run has been trained to its end and evaluated; raises ConfigError if its workdir is another run's."""
+    workdir = Path(job.workdir)
+    if not (workdir / "results.json").exists():
+        return False
+    require_same(workdir / "config.json", job.config)
+    results = json.loads((workdir / "results.json").read_text())
+    hashes = config_hash(job.config), evals_hash(job.config)
+    return results["step"] == results["steps"] and (results["config_hash"], results["evals_hash"]) == hashes
+
+
+def evaluate(config: ConfigDict, workdir: str | Path, step: str = "last", force: bool = False) -> dict:
+    """Evaluates a checkpoint of a workdir and returns what results.json holds; trains nothing.
+
+    `step` and `force` are those of `jax_mmreid.evaluate.evaluate`.
+    """
+    return evaluation.evaluate(config, workdir, _open(config, workdir), step, force)
+
+
+def watch(config: ConfigDict, workdir: str | Path) -> Iterator[dict]:
+    """Evaluates each new checkpoint of a run in progress and yields its results, up to those of the last step."""
+    return watching.watch(config, workdir, functools.partial(_open, config, workdir))
+
+
+def plan(config: ConfigDict) -> str:
+    """What a config costs, as a table of parameters and multiply-adds; no weight is made and no picture read."""
+    described = describe(DataConfig.from_dict(config.data.to_dict()))
+    return traced.markdown(config, described, traced.plan(config, described))
+
+
+def load_model(
+    workdir: str | Path, step: str = "last", part_rows: int | None = None, devices: list | None = None
+) -> TrainedModel:
+    """The model of a checkpoint ("last", "best" or a number), built from the files of the workdir alone.
+
+    `part_rows` is how many rows its towers see at once: by default as many as in evaluation, for equal vectors; a
+    smaller number is faster for few pictures. It runs on one device unless `devices` names several. Raises ConfigError
+    for a workdir without a run, checkpoint or data spec.
+    """
+    workdir = Path(workdir)
+    spec = evaluation.load_spec(workdir)
+    config = from_json(json.loads((workdir / "config.json").read_text()))
+    devices = jax.local_devices()[:1] if devices is None else devices
+    config.mesh = ConfigDict(dict(data=len(devices), model=1))
+    tokenize = functools.partial(_tokenize, workdir, config)
+    exp = experiment.build(config, spec, tokenize, devices=devices)
+    loaded = evaluation.restore(exp, workdir, step, [])
+    return TrainedModel(
+        spec=spec,
+        method=exp.phase(max(loaded.step - 1, 0)).method,
+        variables=jax.device_put(loaded.variables, sharding.replicated(exp.mesh)),
+        mesh=exp.mesh,
+        part_rows=part_rows or max(1, config.data.eval_batch_size // PARTS),
+        read_image=functools.partial(_read_image, spec),
+        tokenize=tokenize,
+    )
+
+
+def _open(config: ConfigDict, workdir: str | Path | None = None) -> OpenedData:
+    """The data of a config; with the vocabulary that a workdir keeps, if one is named and keeps one."""
+    fields = config.data.to_dict()
+    if workdir is not None and Path(workdir, "tokenizer").is_dir():
+        fields["text"] = fields["text"] | {"tokenizer": str(Path(workdir, "tokenizer"))}
+    missing = MissingConfig.from_dict(config.missing.to_dict())
+    return open_data(DataConfig.from_dict(fields), missing=missing, seed=config.seed, shard=distributed.shard())
+
+
+def _log_data(config: ConfigDict, data: OpenedData) -> None:
+    if config.data.pairs:  # a row has one picture; the others are missing by construction
+        present = data.present("train")
+        what = "pictures " + ", ".join(f"{present[m].sum()} {m}" for m in data.spec.modalities)
+    else:
+        what = "missing: " + ", ".join(f"{m} {100 * rate:.1f} %" for m, rate in data.missing_rates.items())
+    log.info("training data: %d identities, %d rows; %s", len(data.spec.pids), data.num_rows("train"), what)
+
+
+def _tokenize(workdir: Path, config: ConfigDict, sentences: Any) -> np.ndarray:
+    """Ids [n,L] of sentences by the vocabulary of a run."""
+    text = config.data.text
+    if not text.tokenizer:
+        raise ConfigError(f"the model in {workdir} was trained without captions, so it takes none")
+    kept = workdir / "tokenizer"
+    source = str(kept) if kept.is_dir() else text.tokenizer
+    return open_tokenizer(source, context=text.context).encode(list(sentences))
+
+
+def _read_image(spec: DataSpec, source: Any) -> np.ndarray:
+    """A picture in the size of a spec, [H,W,3] uint8, as evaluation reads it: of a path, or of pixels [h,w,3] uint8."""
+    read = functools.partial(images.read, range16=tuple(spec.range16))
+    pixels = read(str(source)) if isinstance(source, str | Path) else np.asarray(source)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
+        raise ConfigError(f"a picture has pixels {pixels.dtype}{pixels.shape}; expected uint8 [h,w,3] or a path")
+    return images.fit(pixels, str(source)[:80], spec.image_size, Image.Resampling[spec.resize[1].upper()])
