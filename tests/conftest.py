@@ -130,10 +130,15 @@ def open_tiny(config: ConfigDict, shard=(0, 1)):
     return open_data(seed=config.seed, missing=config.missing.to_dict(), shard=shard, **config.data.to_dict())
 
 
+def build(config: ConfigDict, data, devices=None):
+    """The experiment of a config on opened data, as `train` builds it."""
+    return experiment.build(config, experiment.model_spec(config, data), data.tokenize, devices=devices)
+
+
 def start(config: ConfigDict, devices=None):
     """(experiment, data, state of step 0 without a pass over the data) on the given devices, one by default."""
     data = open_tiny(config)
-    exp = experiment.build(config, data, devices=jax.devices()[:1] if devices is None else devices)
+    exp = build(config, data, devices=jax.devices()[:1] if devices is None else devices)
     return exp, data, exp.create(jax.random.PRNGKey(config.seed))
 
 
