@@ -117,9 +117,11 @@ def _clip(arg: str, init: str):
     colours = ("black", "white", "red", "blue", "green", "yellow", "purple", "orange")
     coats = {f"{colour} coat": f"A person wearing a long {colour} coat and black trousers." for colour in colours}
     people = {use: dict(split="test", use=use.split("/")) for use in ("text", "rgb/nir/tir")}
-    config.evals["rgb/coats"] = dict(kind="zero_shot", split="test", modality="rgb", classes=coats)
+    labels = dict(group="rgb", setting="coats")
+    config.evals["rgb/coats"] = labels | dict(kind="zero_shot", split="test", modality="rgb", classes=coats)
     for name, query, junk in (("text", "text", "none"), ("full", "rgb/nir/tir", "same_camera")):
-        config.evals[f"people/{name}"] = dict(query=people[query], gallery=people["rgb/nir/tir"], junk=junk)
+        labels = dict(group="people", setting=name)
+        config.evals[f"people/{name}"] = labels | dict(query=people[query], gallery=people["rgb/nir/tir"], junk=junk)
     return config
 
 

@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
     thermal, visible = dict(split="query", use=("ir",)), dict(split="gallery", use=("rgb",))
     rates = dict(lr_visual=2e-3, lr_text=1e-5, text_bias_decay=0.0)
     config = tvi_lfm("regdb", {"t2v": dict(gallery=visible, junk="none")}, eval_from=80, **rates, **arg)
-    config.evals["v2t/ir"] = dict(query=visible, gallery=thermal, junk="none")
+    config.evals["v2t/ir"] = dict(group="v2t", setting="ir", query=visible, gallery=thermal, junk="none")
     config.data.data_dir = "data/RegDB"
     config.data.options.trial = trial
     config.published = tvi_lfm_published(PUBLISHED, **arg)

@@ -8,7 +8,6 @@ needs. Whatever a method needs for itself stands in `config.model`, which become
 import difflib
 import hashlib
 import importlib
-import itertools
 import json
 import pkgutil
 from collections.abc import Collection
@@ -61,7 +60,6 @@ RANGES = {
 CHECKED_ELSEWHERE = ("data", "missing", "evals", "published", "pretrain", "phases", "sharding")
 
 BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-LETTERS = {"rgb": "r", "nir": "n", "tir": "t", "ir": "i"}
 
 
 def base_config(*, method: str, dataset: str) -> ConfigDict:
@@ -174,40 +172,6 @@ def parse_eta(text: str, count: int = 3) -> tuple[float, ...]:
     if not all(0.0 <= rate <= 1.0 for rate in rates):
         raise ConfigError(f"eta={text}: every rate must lie in [0, 1]")
     return rates
-
-
-def missing_evals(
-    modalities: tuple[str, ...],
-    splits: str,
-    junk: str,
-    prefix: str = "",
-    options: dict | None = None,
-    incomplete: str = "error",
-    pairs: bool = False,
-    rerank: dict | None = None,
-) -> dict:
-    """Rows for `config.evals`: all modalities, every way of missing some on both sides, and the mean of those.
-
-    Names and order follow Table 2 of the Miss-ReID poster: full no_r no_n no_t no_rn no_rt no_nt mean_missing.
-    `splits` is one split for both sides, or "query/gallery"; `options` are fields of the method that these rows change;
-    `incomplete` says what becomes of test rows without a picture of what a row uses; `pairs` adds a row "pairs", what
-    one side may miss against what the other may (appendix A.4 of the paper); `rerank` are constants of re-ranking.
-    """
-    query, _, gallery = splits.partition("/")
-    uses = {"full": tuple(modalities)}
-    for size in range(1, len(modalities)):
-        for gone in itertools.combinations(modalities, size):
-            uses["no_" + "".join(LETTERS[m] for m in gone)] = tuple(m for m in modalities if m not in gone)
-    rows = {}
-    for name, use in uses.items():
-        sides = dict(query=dict(split=query, use=use), gallery=dict(split=gallery or query, use=use))
-        rows[prefix + name] = dict(**sides, junk=junk, options=options or {}, incomplete=incomplete)
-        rows[prefix + name] |= {"rerank": rerank} if rerank else {}
-    settings = tuple(rows)
-    if len(settings) > 1:
-        rows[prefix + "mean_missing"] = dict(mean_of=settings[1:])
-        rows |= {prefix + "pairs": dict(pairs_of=settings)} if pairs else {}
-    return rows
 
 
 def check_choices(*fields: tuple[str, object, Collection[str]]) -> None:

@@ -61,6 +61,8 @@ def clip(
     config.sharding = TOWER_SHARDING
     for m in names:
         for direction in ("image_to_text", "text_to_image"):
-            config.evals[f"{m}/{direction}"] = dict(kind="image_text", split=split, modality=m, direction=direction)
+            labels = dict(group=m, setting=direction)
+            row = dict(kind="image_text", split=split, modality=m, direction=direction)
+            config.evals[f"{m}/{direction}"] = labels | row
     config.best = f"{names[0]}/image_to_text/rank1"
     return config

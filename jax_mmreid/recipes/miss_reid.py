@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
-from jax_mmreid.config import LETTERS, ConfigDict, base_config, missing_evals, parse_eta
+from jax_mmreid.batch import MODALITIES
+from jax_mmreid.config import ConfigDict, base_config, parse_eta
 from jax_mmreid.errors import ConfigError
+from jax_mmreid.recipes.missing_settings import missing_evals
 
 # Rows of the Miss-ReID poster's Table 1: (bhipr, iosm, ldmmc).
 MISS_REID_ROWS = {
@@ -122,8 +124,8 @@ def miss_reid(
         if value not in known:
             raise ConfigError(f"{name}={value}: expected one of {', '.join(known)}")
     names = tuple(modalities.split("/"))
-    if not set(names) <= LETTERS.keys() or len(set(names)) != len(names):
-        raise ConfigError(f"modalities={modalities}: expected some of {'/'.join(LETTERS)}, each once")
+    if not set(names) <= MODALITIES.keys() or len(set(names)) != len(names):
+        raise ConfigError(f"modalities={modalities}: expected some of {'/'.join(MODALITIES)}, each once")
     config = base_config(method="miss_reid", dataset=dataset)
     config.data.modalities = names
     config.epochs = epochs
@@ -159,9 +161,11 @@ def miss_reid(
     config.evals.update(missing_evals(names, splits, junk, incomplete=incomplete, pairs=pairs))
     for completion in completions if ldmmc else ():
         changed = {"completion": completion}
-        config.evals.update(missing_evals(names, splits, junk, f"{completion}/", changed, incomplete, pairs))
+        config.evals.update(
+            missing_evals(names, splits, junk, completion, options=changed, incomplete=incomplete, pairs=pairs)
+        )
     if rerank:
-        config.evals.update(missing_evals(names, splits, junk, "reranked/", incomplete=incomplete, rerank=RERANK))
+        config.evals.update(missing_evals(names, splits, junk, "reranked", incomplete=incomplete, rerank=RERANK))
     return config
 
 

@@ -103,7 +103,7 @@ def tvi_lfm(
     config.phases = ((0, {}, tuple(config.optim.lr)),)
     config.sharding = DIVISION
     for name, shared in protocols.items():
-        config.evals.update(cross_modal_evals(f"{name}/", shared, stage=stage, ensemble=parts["mer"]))
+        config.evals.update(cross_modal_evals(name, shared, stage=stage, ensemble=parts["mer"]))
     config.best = f"{next(iter(protocols))}/{'fusion' if lfm else 'ir'}/rank1"
     config.eval_every = config.save_every = 2
     config.eval_from = eval_from
@@ -121,7 +121,7 @@ def tvi_lfm_published(table: dict, *, stage: str, row: str, epochs: int) -> dict
     return {name: {key: round(x / 100, 4) for key, x in zip(metrics, row)} for name, row in table[stage].items()}
 
 
-def cross_modal_evals(prefix: str, shared: dict, *, stage: str, ensemble: bool) -> dict[str, dict]:
+def cross_modal_evals(group: str, shared: dict, *, stage: str, ensemble: bool) -> dict[str, dict]:
     """Rows for `config.evals`: infrared queries, and in stage "lfm" text, fusion and, with `ensemble`, mer.
 
     "ir_backup" is the infrared query with the pool and neck of stage "base". `shared` is a row without what differs
@@ -134,6 +134,6 @@ def cross_modal_evals(prefix: str, shared: dict, *, stage: str, ensemble: bool) 
         if ensemble:
             kinds["mer"] = (("ir", "text"), {"ensemble": True})
     return {
-        prefix + name: shared | dict(query=dict(split="query", use=use), options=options)
+        f"{group}/{name}": dict(group=group, setting=name, query=dict(split="query", use=use), options=options) | shared
         for name, (use, options) in kinds.items()
     }
