@@ -1,186 +1,152 @@
 """Retrieval: rank a gallery for every query, with the modalities that each side's row allows it to use.
 
     row = dict(
-        query=dict(split="query", use=("ir", "text")),  # "text": the captions of the split
+        query=dict(split="query", use=("ir", "text")),  # "text/rgb": captions of RGB pictures; "text": all captions
         gallery=dict(split="gallery", use=("rgb",), draw=dict(cameras=(1, 2, 4, 5), shots=1)),
         trials=10,            # with `draw`: how many galleries are drawn; default 1
         junk="sysu_cameras",  # a rule of metrics.ranking: which gallery rows are hidden from a query
-        cmc="identity",       # an identity counts once, where its best row stands; default "picture": every row counts
+        cmc="identity",       # an identity counts once, at its best row; default "picture": every row counts
         options={},           # fields of the method that this row changes, on both sides
         rerank=dict(k1=20, k2=6, lam=0.3),  # constants of metrics.rerank; default {}: none
         incomplete="error",   # the default; or "skip": leave out the rows that lack what their side uses
     )
 
 A gallery without `draw` is its whole split. With it, trial i = 0..trials-1 searches the rows
-`metrics.galleries.draw(pid and camid of the split, **draw, trial=i)`, and every number of the result is the mean over trials.
+`metrics.galleries.draw(columns of the split, **draw, trial=i)`, and every number of the result is the mean over trials.
 
-A row of a split has what its side uses if it has a picture of at least one of the modalities in `use`, and its text if
-"text" is there: ("ir", "text") needs both. What is skipped is skipped after a draw, and counted in the whole split.
+A row of a split has what its side uses if it has a picture of at least one of the modalities in `use`, and all the
+captions in `use`: ("ir", "text/rgb") needs both. Rows are skipped after a draw, and counted in the whole split.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
-from jax.sharding import Mesh
 
 from jax_mmreid.batch import Data
 from jax_mmreid.errors import ConfigError, DataError
-from jax_mmreid.evaluators.encoder import TEXT, Encoder, Use, check_keys, check_split, check_text
+from jax_mmreid.evaluators import TEXT, Evaluator, Result, Use, check_keys, check_use
+from jax_mmreid.evaluators.encoder import Encoder, check_vectors
 from jax_mmreid.metrics import device_ranking, galleries, ranking
 from jax_mmreid.metrics import rerank as reranking
+from jax_mmreid.metrics.vectors import Vectors
 
 log = logging.getLogger(__name__)
 
-COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
-NOT_FRACTIONS = ()
 SIDES = ("query", "gallery")
-DEFAULTS = dict(kind="retrieval", trials=1, cmc="picture", options={}, rerank={}, incomplete="error")
 CHOICES = dict(junk=ranking.JUNK_RULES, cmc=("picture", "identity"), incomplete=("error", "skip"))
 
 
-def check(name: str, row: dict, data: Data) -> None:
-    """Raises ConfigError if the row names what does not exist, DataError for rows of data that lack what it uses."""
-    where = f"evals.{name}"
-    check_keys(where, row, (*SIDES, "junk"), DEFAULTS)
-    row = DEFAULTS | row
-    for key, known in CHOICES.items():
-        if row[key] not in known:
-            raise ConfigError(f"{where}: {key}={row[key]!r}, expected one of {', '.join(known)}")
-    for key, optional in (("query", ()), ("gallery", ("draw",))):
-        check_keys(f"{where}.{key}", row[key], ("split", "use"), optional)
-        _check_side(where, row[key], data)
-    drawn = "draw" in row["gallery"]
-    if row["trials"] < 1 or (row["trials"] > 1 and not drawn):
-        raise ConfigError(f"{where}: trials={row['trials']}, must be 1 or more, and more than 1 needs gallery.draw")
-    if row["rerank"]:
-        check_keys(f"{where}.rerank", row["rerank"], ("k1", "k2", "lam"))
-        try:
-            reranking.check(**row["rerank"])
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from error
-    if drawn:
-        draw = row["gallery"]["draw"]
-        check_keys(f"{where}.gallery.draw", draw, ("cameras", "shots"))
-        try:
-            galleries.draw(data.columns(row["gallery"]["split"]), **draw, trial=0)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from error
-    for key in SIDES:
-        _require(name, row[key], _complete(row[key], data.present(row[key]["split"])), row["incomplete"])
+class Retrieval(Evaluator):
+    """See the module. The result has the METRICS of metrics.ranking.
 
-
-def _check_side(where: str, side: dict, data: Data) -> None:
-    use = tuple(side["use"])
-    if not use or not set(use) <= {*data.spec.modalities, TEXT}:
-        raise ConfigError(
-            f"{where} uses {use}; data.modalities are {tuple(data.spec.modalities)}, captions are {TEXT!r}"
-        )
-    check_split(where, side["split"], data)
-    if TEXT in use:
-        check_text(where, side["split"], data, "take 'text' out of `use`")
-
-
-def uses(row: dict) -> list[tuple[str, Use]]:
-    """What the row reads of which split."""
-    return [(row[key]["split"], tuple(row[key]["use"])) for key in SIDES]
-
-
-def run(rows: Mapping[str, dict], encoder: Encoder) -> dict[str, dict]:
-    """{row name: {the METRICS of metrics.ranking, "protocol", "feature"}}.
-
-    A row that draws adds "trials", their number; one that skips what is incomplete adds "skipped", {"query": n,
-    "gallery": n}; `check` has seen that no other needs to. Raises ConfigError for a row that the method cannot do,
-    DataError where nothing can match.
+    A row that draws adds "trials", their number; one that skips incomplete rows adds "skipped", {"query": n, "gallery":
+    n}; `check` has seen that no other row needs to. Rows that take part must have vectors with a direction.
     """
-    results = {}
-    for name, row in rows.items():
-        row = DEFAULTS | row
-        try:
-            vectors = [encoder.vectors(split, use, row["options"]) for split, use in uses(row)]
-        except ValueError as error:  # what the method cannot make a vector of
-            raise ConfigError(f"evals.{name}: {error}") from error
-        results[name] = _measure(name, row, vectors, encoder)
-    return results
+
+    COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
+    DEFAULTS: ClassVar[dict] = dict(trials=1, cmc="picture", options={}, rerank={}, incomplete="error")
+
+    def check(self, data: Data) -> None:
+        self.check_keys((*SIDES, "junk"), self.DEFAULTS)
+        row = self.DEFAULTS | self.row
+        for key, known in CHOICES.items():
+            if row[key] not in known:
+                raise ConfigError(f"{key}={row[key]!r}, expected one of {', '.join(known)}")
+        for key, optional in (("query", ()), ("gallery", ("draw",))):
+            check_keys(key, row[key], ("split", "use"), optional)
+            if not row[key]["use"]:
+                raise ConfigError(f"{key}.use is empty; name modalities, or captions as 'text/rgb'")
+            check_use(row[key]["split"], row[key]["use"], data)
+        drawn = "draw" in row["gallery"]
+        if row["trials"] < 1 or (row["trials"] > 1 and not drawn):
+            raise ConfigError(f"trials={row['trials']}, must be 1 or more, and more than 1 needs gallery.draw")
+        if row["rerank"]:
+            check_keys("rerank", row["rerank"], ("k1", "k2", "lam"))
+            reranking.check(**row["rerank"])
+        if drawn:
+            check_keys("gallery.draw", row["gallery"]["draw"], ("cameras", "shots"))
+            galleries.draw(data.columns(row["gallery"]["split"]), **row["gallery"]["draw"], trial=0)
+        for key in SIDES:
+            _require(row[key], complete(row[key]["use"], data.present(row[key]["split"])), row["incomplete"])
+
+    def uses(self) -> list[tuple[str, Use]]:
+        return [(self.row[key]["split"], tuple(self.row[key]["use"])) for key in SIDES]
+
+    def run(self, encoder: Encoder) -> Result:
+        row, data = self.DEFAULTS | self.row, encoder.data
+        query, gallery = (encoder.vectors(split, use, row["options"]) for split, use in self.uses())
+        columns = [data.columns(row[key]["split"]) for key in SIDES]
+        queries, candidates = (complete(use, data.present(split)) for split, use in self.uses())
+        check_vectors(query, np.flatnonzero(queries), *self.uses()[0])
+        trials = []
+        for drawn in _galleries(row, candidates, columns[1]):
+            check_vectors(gallery, drawn, *self.uses()[1])
+            sides = ({name: x[rows] for name, x in side.items()} for side, rows in zip(columns, (queries, drawn)))
+            relevance = ranking.relevance(row["junk"], *sides)
+            trials.append(_rank(row, query[queries], gallery[drawn], relevance, encoder))
+        result = {key: float(np.mean([scores[key] for scores in trials])) for key in ranking.METRICS}
+        result |= {"protocol": _protocol(row), "feature": _feature(row)}
+        if "draw" in row["gallery"]:
+            result["trials"] = len(trials)
+        if row["incomplete"] == "skip":
+            result["skipped"] = {key: int(np.sum(~some)) for key, some in zip(SIDES, (queries, candidates))}
+        return result | self._note(result.get("skipped", {}))
+
+    def _note(self, skipped: dict[str, int]) -> dict[str, str]:
+        if not any(skipped.values()):
+            return {}
+        counts = " and ".join(f"{count} {side} rows" for side, count in skipped.items())
+        captions = any(_is_caption(name) for _, use in self.uses() for name in use)
+        lack = "no picture or no caption" if captions else "no picture"
+        log.warning("%s are left out, which have %s that the row uses", counts, lack)
+        return {"note": f"leaves out {counts}, which have {lack} that it uses."}
 
 
-def note(row: dict, result: dict) -> str:
-    """What a table has no room for, as the rest of a sentence that begins with the row's name; "" for nothing."""
-    skipped = result.get("skipped", {})
-    if not any(skipped.values()):
-        return ""
-    counts = " and ".join(f"{count} {side} rows" for side, count in skipped.items())
-    lack = "no text or no picture" if any(TEXT in row[side]["use"] for side in skipped) else "no picture"
-    return f"leaves out {counts}, which have {lack} that it uses."
+def complete(use: Use, present: dict[str, np.ndarray]) -> np.ndarray:
+    """Which rows of a split have what a side uses, [n] bool; see the module."""
+    rows = len(next(iter(present.values())))
+    pictures = [present.get(name, np.zeros(rows, bool)) for name in use if not _is_caption(name)]
+    captions = [present[name] for name in use if _is_caption(name)]
+    return np.all([*captions, np.any(pictures, axis=0) if pictures else np.ones(rows, bool)], axis=0)
 
 
-def _measure(name: str, row: dict, vectors: list[np.ndarray], encoder: Encoder) -> dict:
-    """The result of a row, from the vectors [n,D] of its query split and of its gallery split."""
-    splits = [encoder.split(row[key]["split"]) for key in SIDES]
-    queries, candidates = (_complete(row[key], split.present) for key, split in zip(SIDES, splits))
-    trials = []
-    for drawn in _galleries(row, candidates, encoder.data):
-        query, gallery = (_take(split.columns, kept) for split, kept in zip(splits, (queries, drawn)))
-        try:
-            relevance = ranking.relevance(row["junk"], query, gallery)
-            trials.append(_rank(row, vectors[0][queries], vectors[1][drawn], relevance, encoder.mesh))
-        except ValueError as error:
-            raise DataError(f"evals.{name}: {error}") from error
-    result = {key: float(np.mean([scores[key] for scores in trials])) for key in ranking.METRICS}
-    result |= {"protocol": _protocol(row), "feature": _feature(row)}
-    if "draw" in row["gallery"]:
-        result["trials"] = len(trials)
-    skipped = {key: int(np.sum(~some)) for key, some in zip(SIDES, (queries, candidates))}
-    if row["incomplete"] == "skip":
-        result["skipped"] = skipped
-    if any(skipped.values()):
-        log.warning("evals.%s leaves out %d incomplete queries and %d gallery rows", name, *skipped.values())
-    return result
+def _is_caption(name: str) -> bool:
+    return name.partition("/")[0] == TEXT
 
 
-def _rank(row: dict, query: np.ndarray, gallery: np.ndarray, relevance: ranking.Relevance, mesh: Mesh) -> dict:
-    by_identity = row["cmc"] == "identity"
-    if row["rerank"]:
-        return ranking.rank(reranking.rerank(query, gallery, **row["rerank"]), relevance, by_identity=by_identity)
-    return device_ranking.rank(query, gallery, relevance, mesh, by_identity=by_identity)
+def _require(side: dict, some: np.ndarray, incomplete: str) -> None:
+    """Raises DataError for rows that a setting cannot do without: every one, or with "skip" at least one."""
+    if some.all() or (incomplete == "skip" and some.any()):
+        return
+    pictures = ", ".join(name for name in side["use"] if not _is_caption(name))
+    captions = ", ".join(name for name in side["use"] if _is_caption(name))
+    lack = " or ".join(filter(None, (pictures and f"a picture of {pictures}", captions and f"a caption ({captions})")))
+    skip = "" if incomplete == "skip" else "set incomplete='skip' to leave such rows out, "
+    raise DataError(
+        f"row {np.argmin(some)} of split {side['split']!r} lacks {lack} ({np.sum(~some)} such rows); add it to the "
+        f"data, {skip}or take this row out of config.evals"
+    )
 
 
-def _galleries(row: dict, complete: np.ndarray, data: Data) -> Iterator[np.ndarray]:
-    """The gallery of every trial, as rows of its split; `complete` [n] bool says which may be in it."""
+def _galleries(row: dict, some: np.ndarray, columns: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
+    """The gallery of every trial, as rows of its split; `some` [n] bool tells which may be in it."""
     side = row["gallery"]
     if "draw" not in side:
-        yield np.flatnonzero(complete)
+        yield np.flatnonzero(some)
         return
     for trial in range(row["trials"]):
-        drawn = galleries.draw(data.columns(side["split"]), **side["draw"], trial=trial)
-        yield drawn[complete[drawn]]
+        drawn = galleries.draw(columns, **side["draw"], trial=trial)
+        yield drawn[some[drawn]]
 
 
-def _take(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: x[rows] for name, x in columns.items()}
-
-
-def _complete(side: dict, present: dict[str, np.ndarray]) -> np.ndarray:
-    """Which rows of a split have what a side uses, [n] bool; see above."""
-    rows = len(next(iter(present.values())))
-    pictures = [present.get(m, np.zeros(rows, bool)) for m in side["use"] if m != TEXT]
-    complete = np.any(pictures, axis=0) if pictures else np.ones(rows, bool)
-    return complete & present[TEXT] if TEXT in side["use"] else complete
-
-
-def _require(name: str, side: dict, complete: np.ndarray, incomplete: str) -> None:
-    """Raises DataError for rows that a setting cannot do without: every one, or with "skip" at least one."""
-    if complete.all() or (incomplete == "skip" and complete.any()):
-        return
-    pictures = ", ".join(m for m in side["use"] if m != TEXT)
-    lack = f"has none of {pictures}" if pictures else "has no text"
-    if pictures and TEXT in side["use"]:
-        lack = f"lacks text or a picture of {pictures}"
-    skip = "" if incomplete == "skip" else f"set incomplete='skip' in config.evals.{name} to leave such rows out, "
-    raise DataError(
-        f"evals.{name}: row {np.argmin(complete)} of split {side['split']!r} {lack} ({np.sum(~complete)} such rows); "
-        f"give it what it lacks, {skip}or take this setting out of config.evals"
-    )
+def _rank(row: dict, query: Vectors, gallery: Vectors, relevance: ranking.Relevance, encoder: Encoder) -> dict:
+    by_identity = row["cmc"] == "identity"
+    if row["rerank"]:
+        dist = reranking.rerank(query.local(encoder.mesh), gallery.local(encoder.mesh), **row["rerank"])
+        return ranking.rank(dist, relevance, by_identity=by_identity)
+    return device_ranking.rank(query, gallery, relevance, encoder.mesh, by_identity=by_identity)
 
 
 def _protocol(row: dict) -> str:

@@ -5,8 +5,8 @@ one more than the number of rows ahead of it, and such numbers add up over block
 from a matrix product of one shape, whatever the sizes and the number of devices, so that its last bit, and with it
 every rank, is the same for any of them.
 
-A TPR needs the k-th greatest dot product of strangers, exactly. The bits of a float sort as it does: one pass counts
-the upper halves, a second the lower halves of those in the right place.
+A TPR needs the k-th greatest dot product of negative pairs, exactly. The bits of a float sort as it does: one pass
+counts the upper halves, a second the lower halves of those with the upper half in question.
 """
 
 import functools
@@ -17,15 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jax_mmreid.metrics import ranking
+from jax_mmreid.errors import DataError
+from jax_mmreid.metrics import ranking, vectors
 from jax_mmreid.metrics.ranking import FPRS, Ranks, Relevance
+from jax_mmreid.metrics.vectors import WHOLE, Vectors
 
 QUERIES, GALLERY = 256, 1024  # the longest sides of a block
 HALF = 1 << 16  # values of half a float32
-WHOLE = P()  # on every device
 
 
 class Side(NamedTuple):
@@ -36,57 +37,71 @@ class Side(NamedTuple):
     junk: Array
 
 
-def rank(query: np.ndarray, gallery: np.ndarray, rows: Relevance, mesh: Mesh, *, by_identity: bool = False) -> dict:
-    """What `ranking.rank` says of the negated dot products of query [Q,D] and gallery [G,D] float32.
+def rank(
+    query: np.ndarray | Vectors,
+    gallery: np.ndarray | Vectors,
+    rows: Relevance,
+    mesh: Mesh,
+    *,
+    by_identity: bool = False,
+) -> dict:
+    """The metrics of `ranking.rank` for the negated dot products of query [Q,D] and gallery [G,D] float32.
 
-    Raises ValueError if the shapes do not fit, a vector is not finite, or no query has a match.
+    Vectors on devices are ranked there, with the same result. Raises DataError if a vector is not finite or no query
+    has a match, ValueError if the shapes do not fit.
     """
     search = _Search(query, gallery, rows, mesh)
     found, keys, upper = search.first_pass(by_identity, pairs=True)
     return ranking.scores(found) | search.tprs(keys, upper)
 
 
-def ranks(query: np.ndarray, gallery: np.ndarray, rows: Relevance, mesh: Mesh, *, by_identity: bool = False) -> Ranks:
-    """Where each query of `rank` finds what it seeks."""
+def ranks(
+    query: np.ndarray | Vectors,
+    gallery: np.ndarray | Vectors,
+    rows: Relevance,
+    mesh: Mesh,
+    *,
+    by_identity: bool = False,
+) -> Ranks:
+    """The ranks of each query's matches; arguments and errors are those of `rank`."""
     return _Search(query, gallery, rows, mesh).first_pass(by_identity, pairs=False)[0]
 
 
 class _Search:
     """The gallery on the devices, in whole tiles and as many on each; queries with a match, in blocks."""
 
-    def __init__(self, query: np.ndarray, gallery: np.ndarray, rows: Relevance, mesh: Mesh):
-        query, gallery = (x.astype(np.float32, copy=False) for x in (query, gallery))
-        _check(query, gallery, rows)
-        self.query, self.rows, self.mesh = query, rows, mesh
+    def __init__(self, query: np.ndarray | Vectors, gallery: np.ndarray | Vectors, rows: Relevance, mesh: Mesh):
+        self.query, gallery = (_checked(name, x) for name, x in (("query", query), ("gallery", gallery)))
+        _check_sizes(self.query, gallery, rows)
+        self.rows, self.mesh = rows, mesh
         self.found, self.count = ranking.positives(rows)
-        # A small gallery has small tiles, so that several devices share it; how many there are plays no part in that.
-        self.side, side = _side(len(query), QUERIES), _side(len(gallery) // 8, GALLERY)
+        # A small gallery has small tiles, so that several devices share it; their number plays no part in that.
+        self.side, side = _side(len(self.query), QUERIES), _side(len(gallery) // 8, GALLERY)
         over = -len(gallery) % (side * mesh.size)
 
-        def tiles(x: np.ndarray, fill: int) -> Array:
-            x = np.pad(x, [(0, over)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
-            return self.put(x.reshape(-1, side, *x.shape[1:]), P(mesh.axis_names))
+        def tiles(x: np.ndarray, fill: int) -> np.ndarray:
+            return np.pad(x, (0, over), constant_values=fill).reshape(-1, side)
 
-        self.tiles = Side(tiles(gallery, 0), tiles(rows.gallery_pid, -1), tiles(rows.gallery_junk, 0))
+        split = P(mesh.axis_names)
+        numbers = (self.put(tiles(x, fill), split) for x, fill in ((rows.gallery_pid, -1), (rows.gallery_junk, 0)))
+        self.tiles = Side(gallery.placed(tiles(np.arange(len(gallery)), -1), mesh, split), *numbers)
 
     def put(self, x: np.ndarray, spec: P = WHOLE) -> Array:
-        """A host array that every process has whole as a global one; a transfer that is meant, whoever forbids them."""
-        with jax.transfer_guard("allow"):
-            return jax.make_array_from_callback(x.shape, NamedSharding(self.mesh, spec), lambda index: x[index])
+        return vectors.put(x, self.mesh, spec)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, Side]]:
-        """The rows of queries that have about as many matches each, which is what a block costs; and the block."""
+        """Rows of queries, and the block of them: with about as many matches each, which is what a block costs."""
         order = np.argsort(self.count, kind="stable")
         order = order[self.count[order] > 0]
         for start in range(0, len(order), self.side):
             chosen = order[start : start + self.side]
-            over = (0, self.side - len(chosen))
-            vectors = np.pad(self.query[chosen], (over, (0, 0)))
-            pid = np.pad(self.rows.query_pid[chosen], over, constant_values=-1)
-            yield chosen, Side(*map(self.put, (vectors, pid, np.pad(self.rows.query_junk[chosen], over))))
+            rows = np.pad(chosen, (0, self.side - len(chosen)), constant_values=-1)
+            pid = np.where(rows < 0, -1, self.rows.query_pid[rows])
+            junk = np.where(rows < 0, 0, self.rows.query_junk[rows])
+            yield chosen, Side(self.query.placed(rows, self.mesh), self.put(pid), self.put(junk))
 
     def first_pass(self, by_identity: bool, pairs: bool) -> tuple[Ranks, np.ndarray, np.ndarray]:
-        """The ranks; and, with `pairs`, keys [n] of matches and how many strangers' keys have an upper half, [HALF]."""
+        """The ranks; and, with `pairs`, keys [n] of matches and counts [HALF] of negative pairs' keys by upper half."""
         Q, most = self.found.shape
         hits, first = np.zeros((Q, most), np.int64), np.zeros(Q, np.int64)
         keys, upper = np.zeros((Q, most), np.uint32), np.zeros(HALF, np.int64)
@@ -131,17 +146,26 @@ def _descend(counts: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.nd
     return len(counts) - 1 - place, np.where(place > 0, sums[place - 1], 0)
 
 
-def _check(query: np.ndarray, gallery: np.ndarray, rows: Relevance) -> None:
+def _checked(name: str, x: np.ndarray | Vectors) -> Vectors:
+    """Vectors that are finite, and so are their dot products; raises DataError if some are not."""
+    if isinstance(x, np.ndarray):
+        if x.ndim != 2:
+            raise ValueError(f"ranking: {name} vectors {x.shape} must be [n,D]")
+        x = vectors.on_host(x)
+    finite = np.isfinite(x.squared_lengths)
+    if not finite.all():
+        raise DataError(f"ranking: {name} vector {finite.argmin()} is not finite ({np.sum(~finite)} such vectors)")
+    return x
+
+
+def _check_sizes(query: Vectors, gallery: Vectors, rows: Relevance) -> None:
     for name, x, numbers in (("query", query, rows.query_pid), ("gallery", gallery, rows.gallery_pid)):
-        if x.ndim != 2 or len(x) != len(numbers):
-            raise ValueError(f"ranking: {name} vectors {x.shape} must be [n,D] with n={len(numbers)}")
-        finite = np.isfinite(np.einsum("nd,nd->n", x, x))  # then so are all dot products
-        if not finite.all():
-            raise ValueError(f"ranking: {name} vector {finite.argmin()} is not finite ({np.sum(~finite)} such vectors)")
-    if query.shape[1] != gallery.shape[1]:
+        if len(x) != len(numbers):
+            raise ValueError(f"ranking: there are {len(x)} {name} vectors and {len(numbers)} {name} rows")
+    if query.width != gallery.width:
         raise ValueError(
-            f"ranking: query vectors have {query.shape[1]} numbers, gallery vectors {gallery.shape[1]}; "
-            "both sides must come from one model"
+            f"ranking: query vectors have {query.width} numbers, gallery vectors {gallery.width}; both sides must come "
+            "from one model"
         )
 
 
@@ -155,10 +179,10 @@ def _on_mesh(body: Callable, mesh: Mesh, *args: Any) -> Any:
 def _block_ranks(
     query: Side, own: Array, most: Array, tiles: Side, *, mesh: Mesh, identities: int, pairs: bool
 ) -> tuple[Array, ...]:
-    """Ranks of the gallery rows own [b,P], of the first [b], their keys [b,P]; strangers' upper halves, [HALF] counts.
+    """Ranks of the gallery rows own [b,P], of the first [b], their keys [b,P]; negative pairs by upper half, [HALF].
 
     No row has more than `most` of its own. With `identities`, the number of pids, the rank of the first counts pids.
-    Without `pairs` nobody asks for the last of these, and it is zeros.
+    Without `pairs` the last of these is zeros.
     """
 
     def body(query: Side, own: Array, most: Array, tiles: Side) -> tuple:
@@ -184,8 +208,8 @@ def _block_ranks(
             first = 1 + (jax.lax.psum(seen, mesh.axis_names) > 0).sum(axis=1)
         upper = jnp.zeros(HALF, jnp.int32)
         if pairs:
-            strangers = jnp.where(_strangers(query, dots, pid), _keys(dots) // HALF, HALF)
-            upper = jax.lax.psum(upper.at[strangers].add(1, mode="drop"), mesh.axis_names)
+            halves = jnp.where(_negatives(query, dots, pid), _keys(dots) // HALF, HALF)
+            upper = jax.lax.psum(upper.at[halves].add(1, mode="drop"), mesh.axis_names)
         return hits, first, _keys(found), upper
 
     return _on_mesh(body, mesh, query, own, most, tiles)
@@ -193,7 +217,7 @@ def _block_ranks(
 
 @functools.partial(jax.jit, static_argnames=("mesh",))
 def _block_lower(query: Side, upper: Array, tiles: Side, *, mesh: Mesh) -> Array:
-    """[n,HALF] counts of the lower halves of strangers' keys whose upper half is `upper` [n]; of equal, of the last."""
+    """Negative pairs by lower half of the key, [n,HALF], for each upper half upper [n]; of equal ones, at the last."""
 
     def body(query: Side, upper: Array, tiles: Side) -> Array:
         dots, pid, _ = _dots(query, tiles, mesh)
@@ -201,7 +225,7 @@ def _block_lower(query: Side, upper: Array, tiles: Side, *, mesh: Mesh) -> Array
         place = jnp.full(dots.shape, n * HALF, jnp.uint32)
         for i in range(n):
             place = jnp.where(keys // HALF == upper[i], i * HALF + keys % HALF, place)
-        place = jnp.where(_strangers(query, dots, pid), place, n * HALF)
+        place = jnp.where(_negatives(query, dots, pid), place, n * HALF)
         counts = jnp.zeros(n * HALF, jnp.int32).at[place].add(1, mode="drop")
         return jax.lax.psum(counts, mesh.axis_names).reshape(n, HALF)
 
@@ -219,7 +243,7 @@ def _dots(query: Side, tiles: Side, mesh: Mesh) -> tuple[Array, Array, Array]:
     return jnp.where(hidden, -jnp.inf, dots), pid, index
 
 
-def _strangers(query: Side, dots: Array, pid: Array) -> Array:
+def _negatives(query: Side, dots: Array, pid: Array) -> Array:
     """[b,g], the pairs that are neither matches nor hidden, of queries that are no padding."""
     return (query.pid[:, None] != pid) & (dots > -jnp.inf) & (query.pid >= 0)[:, None]
 

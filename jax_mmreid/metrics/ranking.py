@@ -9,13 +9,15 @@ TPR at FPR x looks at pairs instead of ranks: of all pairs that are neither matc
 nearest may be taken for matches; TPR is the share of true matches nearer than the next one. So no more than k such
 pairs pass, ties included, and no interpolation is done.
 
-This file ranks distances that are given, in numpy; `search` computes them on devices and ranks there.
+This file ranks distances that are given, in numpy; `device_ranking` computes them on devices and ranks there.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from jax_mmreid.errors import DataError
 
 MAX_RANK = 50
 RANKS = (1, 5, 10, 20)  # of the CMC that have a name of their own in a result
@@ -29,7 +31,7 @@ JUNK_RULES = ("none", *SAME, "sysu_cameras")
 
 
 class Relevance(NamedTuple):
-    """Whom a query seeks and what is hidden from it, as one int32 each for query rows [Q] and gallery rows [G].
+    """What matches a query and what is junk for it, as one int32 each for query rows [Q] and gallery rows [G].
 
     A gallery row is a match where `pid` is equal, and junk where `junk` is. Numbers of pid are 0..I-1.
     """
@@ -41,14 +43,14 @@ class Relevance(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """Where queries find what they seek."""
+    """The ranks of matches."""
 
     hits: np.ndarray  # [Q,P] int64, the ranks of a query's matches from 1, ascending, then zeros
     first: np.ndarray  # [Q] int64, the rank of the first hit in the CMC; 0 without a match
 
 
 def relevance(rule: str, query: Mapping[str, np.ndarray], gallery: Mapping[str, np.ndarray]) -> Relevance:
-    """Reads columns pid, and what else `rule` of `JUNK_RULES` compares, of queries [Q] and gallery rows [G].
+    """Matches and junk by a rule of JUNK_RULES, from the columns that it compares, of queries [Q] and gallery rows [G].
 
     Raises ValueError for an unknown rule or a missing column.
     """
@@ -79,7 +81,7 @@ def _numbered(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.nd
 def positives(rows: Relevance) -> tuple[np.ndarray, np.ndarray]:
     """The matches that are not junk: gallery rows [Q,P] int32, ascending, then -1; and how many there are, [Q].
 
-    Raises ValueError if no query has one.
+    Raises DataError if no query has one.
     """
     order = np.argsort(rows.gallery_pid, kind="stable")
     sorted_pid = rows.gallery_pid[order]
@@ -90,8 +92,8 @@ def positives(rows: Relevance) -> tuple[np.ndarray, np.ndarray]:
     there &= rows.gallery_junk[found] != rows.query_junk[:, None]
     count = there.sum(axis=1)
     if not count.any():
-        raise ValueError("ranking: no query has a match in the gallery; check the split and the junk rule")
-    # Moves what is there to the front, in its order.
+        raise DataError("ranking: no query has a match in the gallery; check the split and the junk rule")
+    # Moves the matches to the front, in their order.
     front = np.argsort(~there, axis=1, kind="stable")[:, : count.max()]
     found = np.where(np.take_along_axis(there, front, axis=1), np.take_along_axis(found, front, axis=1), -1)
     return found.astype(np.int32), count
@@ -110,7 +112,7 @@ def rank(dist: np.ndarray | Iterable[np.ndarray], rows: Relevance, *, by_identit
     Returns `METRICS` as fractions, `cmc` [50] (entry r-1 is rank r; past the gallery's end the last value repeats), and
     `num_valid`, the number of queries with a match. With `by_identity` the CMC and its ranks count identities: of every
     identity only the best row that is not junk has a rank; all else counts rows either way. Raises ValueError if the
-    shapes differ, a distance is NaN, or no query has a match.
+    shapes differ, DataError if a distance is NaN or no query has a match.
     """
     Q, G = len(rows.query_pid), len(rows.gallery_pid)
     found, count = positives(rows)
@@ -120,7 +122,7 @@ def rank(dist: np.ndarray | Iterable[np.ndarray], rows: Relevance, *, by_identit
         if block.ndim != 2 or block.shape[1] != G or done + len(block) > Q:
             raise ValueError(f"ranking: dist has {block.shape} from row {done} on, expected rows of ({Q}, {G})")
         if np.isnan(block).any():
-            raise ValueError("ranking: dist has NaN; the features of a query or gallery row are not finite")
+            raise DataError("ranking: dist has NaN; the features of a query or gallery row are not finite")
         for q, row in enumerate(block, done):
             if count[q]:
                 own, kept = found[q, : count[q]], rows.gallery_junk != rows.query_junk[q]
@@ -174,7 +176,7 @@ def _rank_row(dist: np.ndarray, own: np.ndarray, kept: np.ndarray, pids: np.ndar
 
 
 class _Nearest:
-    """Of distances that arrive bit by bit, `total` in all, as many of the smallest as TPRs ask for."""
+    """Of distances that arrive part by part, `total` in all, as many of the smallest as TPRs need."""
 
     def __init__(self, total: int):
         self.total, self.size = total, total // min(FPRS.values()) + 1
@@ -187,7 +189,7 @@ class _Nearest:
             self._shrink()
 
     def share(self, matched: np.ndarray, one_in: int) -> float:
-        """How much of `matched` is nearer than the first of these that must not pass if one in so many may."""
+        """The share of `matched` that is nearer than the first of these that must not pass if one in `one_in` may."""
         self._shrink()
         return float(np.mean(matched < np.sort(self.parts[0])[self.total // one_in])) if self.total else 1.0
 

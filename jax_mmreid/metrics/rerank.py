@@ -21,49 +21,59 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
+from jax_mmreid.errors import ConfigError, DataError
+
 # Numbers in the largest temporary array of a block: 16 MiB in float32.
 BLOCK = 1 << 22
 
 
 def rerank(
-    query: np.ndarray, gallery: np.ndarray, *, k1: int = 20, k2: int = 6, lam: float = 0.3
+    query: np.ndarray | jax.Array, gallery: np.ndarray | jax.Array, *, k1: int = 20, k2: int = 6, lam: float = 0.3
 ) -> Iterator[np.ndarray]:
     """Final distances of query [Q,D] to gallery [G,D], in blocks [b,G] float32 in the order of the queries.
 
     As in the authors' code, k1 takes k1+1 rows, since row i is normally the nearest to itself; k1/2 is rounded, halves
     to even, and takes one row more too; k2 takes k2 rows, and 1 leaves V as it is. Where there are fewer rows, it is
     all of them. Equal distances rank by index, and nothing forces row i ahead of its duplicates: where they are more
-    than k1+1, R(i, k1) may be empty, and V[i] before the mean 0. A row whose distances are all 0 has d = 0.
+    than k1+1, R(i, k1) may be empty, and V[i] before the mean 0. A row whose distances are all 0 has d = 0. Features
+    that are both on one device stay there.
 
-    Raises ValueError, at the call, for k1 or k2 below 1, lam outside [0,1], and features that are not two matrices of
-    one width D, have no rows, are not finite, or are too large to be squared in float32.
+    Raises, at the call, ConfigError for constants that `check` refuses, DataError for features that have no rows, are
+    not finite, or are too large to be squared in float32, ValueError if they are not two matrices of one width D.
     """
     check(k1=k1, k2=k2, lam=lam)
-    query, gallery = np.asarray(query, np.float32), np.asarray(gallery, np.float32)
+    query, gallery = (x if isinstance(x, jax.Array) else np.asarray(x, np.float32) for x in (query, gallery))
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"re-ranking: query {query.shape} and gallery {gallery.shape} must be [Q,D] and [G,D]")
     for name, side in (("query", query), ("gallery", gallery)):
         if len(side) == 0:
-            raise ValueError(f"re-ranking: the {name} has no rows; check the split")
+            raise DataError(f"re-ranking: the {name} has no rows; check the split")
         # A distance is at most four times the largest square; NaN is not below anything.
-        squares = np.einsum("nd,nd->n", side, side, dtype=np.float64)
-        if not (squares < np.finfo(np.float32).max / 4).all():
-            raise ValueError(f"re-ranking: {name} features are not finite, or too large to be squared in float32")
-    return _blocks(query, gallery, k1, k2, float(lam))
+        if not (_squares(side) < np.finfo(np.float32).max / 4).all():
+            raise DataError(f"re-ranking: {name} features are not finite, or too large to be squared in float32")
+    sides = [query, gallery]
+    on_device = all(isinstance(x, jax.Array) for x in sides)
+    feats = jnp.concatenate(sides) if on_device else jax.device_put(np.concatenate(jax.device_get(sides)))
+    return _blocks(feats, len(query), k1, k2, float(lam))
 
 
 def check(*, k1: int, k2: int, lam: float) -> None:
-    """Raises ValueError for constants that `rerank` cannot take."""
+    """Raises ConfigError for constants that `rerank` cannot take."""
     if k1 < 1 or k2 < 1:
-        raise ValueError(f"re-ranking: k1 {k1} and k2 {k2} must be at least 1")
+        raise ConfigError(f"re-ranking: k1={k1} and k2={k2} must be at least 1")
     if not 0 <= lam <= 1:
-        raise ValueError(f"re-ranking: lam {lam} must be between 0 (Jaccard only) and 1 (distance only)")
+        raise ConfigError(f"re-ranking: lam={lam} must lie in [0, 1]: 0 is the Jaccard distance alone, 1 the plain one")
 
 
-def _blocks(query: np.ndarray, gallery: np.ndarray, k1: int, k2: int, lam: float) -> Iterator[np.ndarray]:
-    """The blocks of `rerank`, once its arguments are checked."""
-    Q, N = len(query), len(query) + len(gallery)
-    feats = jax.device_put(np.concatenate([query, gallery]))
+def _squares(x: np.ndarray | jax.Array) -> np.ndarray:
+    if isinstance(x, np.ndarray):
+        return np.einsum("nd,nd->n", x, x, dtype=np.float64)
+    return jax.device_get(jnp.einsum("nd,nd->n", x, x, precision=jax.lax.Precision.HIGHEST))
+
+
+def _blocks(feats: jax.Array, Q: int, k1: int, k2: int, lam: float) -> Iterator[np.ndarray]:
+    """The blocks of `rerank` of checked feats [N,D], of which the first Q are queries."""
+    N = len(feats)
     squares = jnp.einsum("nd,nd->n", feats, feats, precision=jax.lax.Precision.HIGHEST)
     size = min(max(1, BLOCK // N), N)
     near, far = _neighbours(feats, squares, size, min(max(k1 + 1, k2), N))
@@ -103,7 +113,7 @@ def _between(feats: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _fetch(function: Callable, *args: Any) -> Any:
-    """What a jitted function returns, on the host; transfers that are meant, whoever forbids them."""
+    """What a jitted function returns, on the host; intended transfers, also where a guard forbids them."""
     with jax.transfer_guard("allow"):
         return jax.device_get(function(*args))
 
