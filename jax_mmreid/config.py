@@ -69,27 +69,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             method=method,
             seed=1111,
             epochs=50,
-            data=dict(
-                name=dataset,
-                data_dir="",
-                source="files",  # or "tfds": what input_pipeline.tfds_builder packed below data_dir
-                modalities=("rgb", "nir", "tir"),
-                image_size=(256, 128),  # H, W
-                identities=8,  # P of the PxK batch
-                instances=8,  # K of the PxK batch
-                pairs=False,  # True: a training row is a picture of each modality, drawn apart, of one identity
-                eval_batch_size=128,  # a tower sees it in eight parts, in turn or each on a device
-                threads=2,
-                cache="",  # "memory" keeps decoded pictures
-                on_bad_image="error",  # "drop" trains without a few unreadable pictures
-                range16=(0, 65535),  # what becomes black and white in 16-bit pictures
-                resize=("bicubic", "bilinear"),  # Pillow's, in training and in evaluation
-                allow_missing_files=False,
-                options={},  # the dataset module's own keyword arguments
-                # Captions as token ids. tokenizer: "" for none, else see input_pipeline/text/tokenizer.py;
-                # vocab_size: of "train"; rephrased: how often a training caption is taken in its other words.
-                text=dict(tokenizer="", context=77, vocab_size=4096, rephrased=0.0),
-            ),
+            data=_data_fields(dataset),
             # Which training pictures are hidden: a rate per modality in the order of data.spec.modalities.
             missing=dict(eta=(0.0, 0.0, 0.0), seed=0, mode="bernoulli", all_missing="repair", mask_file=""),
             aug=dict(flip=0.5, pad=10, erase=0.5, sync="none", mean=0.5, std=0.5),
@@ -123,6 +103,31 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             save_every=1,  # epochs
             log_every=10,  # steps
         )
+    )
+
+
+def _data_fields(dataset: str) -> dict:
+    """Which data, and how they are read; the fields of `input_pipeline.DataConfig`."""
+    return dict(
+        name=dataset,
+        data_dir="",
+        source="files",  # or "tfds": what input_pipeline.tfds_builder packed below data_dir
+        modalities=("rgb", "nir", "tir"),
+        image_size=(256, 128),  # H, W
+        identities=8,  # P of the PxK batch
+        instances=8,  # K of the PxK batch
+        pairs=False,  # True: a training row is a picture of each modality, drawn apart, of one identity
+        eval_batch_size=128,  # a tower sees it in eight parts, in turn or each on a device
+        threads=2,
+        cache="",  # "memory" keeps decoded pictures
+        on_bad_image="error",  # "drop" trains without a few unreadable pictures
+        range16=(0, 65535),  # what becomes black and white in 16-bit pictures
+        resize=("bicubic", "bilinear"),  # Pillow's, in training and in evaluation
+        allow_missing_files=False,
+        options={},  # the dataset module's own keyword arguments
+        # Captions as token ids. tokenizer: "" for none, else see input_pipeline/text/tokenizer.py;
+        # vocab_size: of "train"; rephrased: how often a training caption is taken in its other words.
+        text=dict(tokenizer="", context=77, vocab_size=4096, rephrased=0.0),
     )
 
 

@@ -103,9 +103,14 @@ def make_schedules(
     kinds = {"cosine": functools.partial(warmup_cosine, epochs=epochs), "multistep": warmup_multistep}
     if kind not in kinds:
         raise ConfigError(f"optim.schedule.kind={kind!r}: expected one of {', '.join(kinds)}")
-    takes = inspect.signature(kinds[kind]).parameters.keys() - {"base", "epochs", "steps_per_epoch"}
-    if unknown := sorted(options.keys() - takes):
-        raise ConfigError(f"optim.schedule has {', '.join(unknown)}; kind {kind!r} takes {', '.join(sorted(takes))}")
+    parameters = inspect.signature(kinds[kind]).parameters.values()
+    takes = {p.name: p.default for p in parameters if p.name not in ("base", "epochs", "steps_per_epoch")}
+    lacks = [name for name, default in takes.items() if default is inspect.Parameter.empty and name not in options]
+    for what, names in (("has", sorted(options.keys() - takes.keys())), ("lacks", lacks)):
+        if names:
+            raise ConfigError(
+                f"optim.schedule {what} {', '.join(names)}; kind {kind!r} takes {', '.join(sorted(takes))}"
+            )
     return {group: kinds[kind](base, steps_per_epoch=steps_per_epoch, **options) for group, base in lr.items()}
 
 

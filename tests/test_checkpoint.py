@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import open_tiny, tiny_config
+from conftest import build, open_tiny, tiny_config
 
-from jax_mmreid import experiment, train
+from jax_mmreid import train
 from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.config import config_hash
 from jax_mmreid.state import TrainState
 
 META = {"fingerprint": "0123456789abcdef", "seed": 7}
@@ -37,7 +38,7 @@ def saved(drawn, tmp_path_factory):
     """(config, data, experiment, state with every part in place, workdir in which it is saved as step 5)."""
     config = tiny_config(drawn)
     data = open_tiny(config)
-    exp = experiment.build(config, data)
+    exp = build(config, data)
     state = filled(exp.abstract)
     assert all(jax.tree.leaves(part) for part in (state.frozen, state.batch_stats, state.memory, state.opt_state))
     workdir = tmp_path_factory.mktemp("saved")
@@ -60,10 +61,10 @@ def small(step):
     )
 
 
-def save_all(workdir, watched):
-    """Saves steps 3, 6, 9, ... with these watched values."""
+def save_all(workdir, best_metric):
+    """Saves steps 3, 6, 9, ... with these best metrics."""
     with Checkpoints(workdir) as checkpoints:
-        for step, value in zip(range(3, 100, 3), watched):
+        for step, value in zip(range(3, 100, 3), best_metric):
             checkpoints.save(step, small(step), META | {"step": step}, value)
 
 
@@ -85,7 +86,7 @@ def test_another_mesh_changes_where_it_lives_and_not_what_it_is(saved):
     config, data, _, state, workdir = saved
     config = config.copy_and_resolve_references()
     config.mesh = dict(data=4, model=2)
-    other = experiment.build(config, data)
+    other = build(config, data)
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(5, other.abstract)
     assert_equal(restored, state)
@@ -136,7 +137,8 @@ def test_frozen_parameters_are_written_by_a_new_run_and_not_again(saved, tmp_pat
     with Checkpoints(tmp_path) as checkpoints:
         state = train.start_or_resume(config, exp, data, checkpoints)
         written = {file: file.stat().st_mtime_ns for file in (tmp_path / "frozen").rglob("*")}
-        checkpoints.save(1, state, {"fingerprint": data.spec.fingerprint})
+        meta = {"fingerprint": data.spec.fingerprint, "config_hash": config_hash(config)}
+        checkpoints.save(1, state, meta)
     assert written
     with Checkpoints(tmp_path) as checkpoints:
         assert_equal(train.start_or_resume(config, exp, data, checkpoints), state)
@@ -167,13 +169,13 @@ def test_the_best_may_be_the_last(tmp_path):
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_of_equally_good_steps_the_latest_is_the_best(tmp_path, apart):
-    watched = (0.4, 0.9, 0.2, 0.9, 0.9, 0.3)  # 6, 12 and 15 are equal, and 18 is the last
+    best_metric = (0.4, 0.9, 0.2, 0.9, 0.9, 0.3)  # 6, 12 and 15 are equal, and 18 is the last
     if apart:  # a run that stops and goes on after every save
-        for step, value in zip(range(3, 100, 3), watched):
+        for step, value in zip(range(3, 100, 3), best_metric):
             with Checkpoints(tmp_path) as checkpoints:
                 checkpoints.save(step, small(step), META, value)
     else:
-        save_all(tmp_path, watched)
+        save_all(tmp_path, best_metric)
     with Checkpoints(tmp_path) as checkpoints:
         assert (checkpoints.steps(), checkpoints.best(), checkpoints.last()) == ([15, 18], 15, 18)
         assert_equal(checkpoints.restore(15, jax.eval_shape(lambda: small(0))), small(15))

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from conftest import load_config, tiny_config
 from flax import traverse_util
 
 from jax_mmreid import experiment, optim
+from jax_mmreid.batch import DataSpec
 from jax_mmreid.config import (
     RUNTIME_FIELDS,
     ConfigDict,
@@ -19,6 +19,7 @@ from jax_mmreid.config import (
     difference,
     find,
     flat,
+    from_json,
     missing_evals,
     parse_arg,
     parse_eta,
@@ -34,7 +35,9 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
 def build(config):
     """The experiment on data of RGBNT201's size: 171 identities, 4 cameras. Shapes only, no array is made."""
-    data = SimpleNamespace(
+    spec = DataSpec(
+        name="rgbnt201",
+        fingerprint="0",
         modalities=tuple(config.data.modalities),
         image_size=tuple(config.data.image_size),
         pids=tuple(range(171)),
@@ -44,9 +47,13 @@ def build(config):
         text=tuple(config.data.modalities) if config.data.text.tokenizer else (),
         text_length=40,
         vocab=500 if config.data.text.tokenizer else 0,
-        tokenize=lambda sentences: np.tile(np.array([498, 7, 499, 0], np.int32), (len(sentences), 1)),
     )
-    return experiment.build(config, data, devices=jax.devices()[:1])
+    return experiment.build(config, spec, tokenize, devices=jax.devices()[:1])
+
+
+def tokenize(sentences):
+    """Ids of some vocabulary of 500."""
+    return np.tile(np.array([498, 7, 499, 0], np.int32), (len(sentences), 1))
 
 
 def count(tree):
@@ -184,7 +191,7 @@ def changed(config, key):
     return other
 
 
-def test_every_field_outside_free_changes_the_hash_and_is_named():
+def test_every_other_field_changes_the_hash_and_is_named():
     config = tiny_config("data")
     fields = [
         key for key in flat(to_json(config)) if key not in RUNTIME_FIELDS and not key.startswith(("evals.", "mesh."))
@@ -197,7 +204,7 @@ def test_every_field_outside_free_changes_the_hash_and_is_named():
         assert line.startswith(f"{key} (") and line.endswith(" -> another value)")
 
 
-def test_free_fields_change_neither_hash_nor_what_the_workdir_holds():
+def test_runtime_fields_change_neither_hash_nor_what_the_workdir_holds():
     config = tiny_config("data")
     fields = [key for key in flat(to_json(config)) if key in RUNTIME_FIELDS or key.startswith(("evals.", "mesh."))]
     assert {"mesh.data", "data.data_dir", "data.threads", "data.eval_batch_size", "eval_every"} < set(fields)
@@ -235,7 +242,7 @@ def test_one_word_is_taken_out_of_an_argument():
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_builds_and_watches_a_row_it_has(file):
+def test_every_config_builds_and_its_best_names_a_row(file):
     config = load_config(file.stem)
     exp = build(config)
     assert [phase.stop for phase in exp.phases][-1] == config.epochs * 54
@@ -342,3 +349,54 @@ def test_the_optimizer_holds_two_moments_of_what_is_trained_and_nothing_of_the_t
     assert sum(x.size for x in moments) == 2 * count(state.params)
     paths = [[getattr(key, "key", None) for key in path] for path, _ in jax.tree.leaves_with_path(state.opt_state)]
     assert any("heads" in path for path in paths) and not any("text" in path for path in paths)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_number_of_every_config_has_a_range(file):
+    """`build` raises KeyError for one that has none; every number of a section is moved out of its range."""
+    config = load_config(file.stem)
+    build(config)
+
+
+OUT_OF_RANGE = [
+    ("model.memory.alpha", 3.0),
+    ("model.tau", 0.0),
+    ("model.inversion.drop", 1.5),
+    ("model.label_smooth", -0.1),
+    ("model.image.layers", 0),
+    ("optim.lr.tower", -1e-5),
+    ("optim.b1", 1.0),
+    ("optim.eps", 0.0),
+    ("optim.weight_decay", -1.0),
+    ("optim.schedule.floor", 2.0),
+    ("optim.lr.new", math.nan),
+    ("aug.flip", 1.5),
+    ("aug.std", 0.0),
+    ("weights.nce", -1.0),
+    ("epochs", 0),
+    ("save_every", -1),
+    ("seed", -1),
+    ("mesh.model", 0),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE, ids=[field for field, _ in OUT_OF_RANGE])
+def test_a_number_out_of_its_range_is_refused_with_field_value_and_range(field, value):
+    config = load_config("quickstart")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ConfigError, match=rf"^config.{field}={value}: must lie in [\[(].+, .+[\])]$"):
+        build(config)
+
+
+def test_a_field_that_the_method_does_not_take_is_named():
+    config = load_config("quickstart")
+    with config.unlocked():
+        config.model.taus, config.model.margins = 1.0, 2.0
+        del config.model["tau"]
+    with pytest.raises(ConfigError, match="config.model has margins, taus; method 'miss_reid' takes .*tau"):
+        build(config)
+
+
+def test_a_saved_config_is_read_as_it_was():
+    config = load_config("quickstart")
+    assert from_json(to_json(config)).to_dict() == config.to_dict()

@@ -6,9 +6,9 @@ JAX_PLATFORMS=cuda,cpu python -m pytest -n 0 -m device tests/test_device.py
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_close, load_config, open_tiny, tiny_config
+from conftest import assert_trees_close, build, load_config, open_tiny, tiny_config
 
-from jax_mmreid import experiment, train
+from jax_mmreid import train
 from jax_mmreid.sharding import to_global
 
 pytestmark = pytest.mark.device
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.device
 def updates(config, device, steps=3):
     """Losses and memory after some steps of the last phase on one device."""
     data = open_tiny(config)
-    exp = experiment.build(config, data, devices=[device])
+    exp = build(config, data, devices=[device])
     state = exp.create(jax.device_put(jax.random.PRNGKey(0), device))
     step, losses = train.compile_step(config, exp, exp.phases[-1]), []
     for batch in data.train(0, steps):

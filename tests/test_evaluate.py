@@ -2,18 +2,20 @@
 
 import json
 import shutil
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import jax
 import numpy as np
 import pytest
-from conftest import noise, open_tiny, tiny_config
+from conftest import build, noise, open_tiny, tiny_config
 
-from jax_mmreid import evaluate, evaluators, experiment
+from jax_mmreid import evaluate, train
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.config import config_hash, to_json
+from jax_mmreid.config import config_hash
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators import encoder as encoding
+from jax_mmreid.evaluators import runner
+from jax_mmreid.experiment import model_spec
 from jax_mmreid.metrics import ranking, rerank
 from jax_mmreid.report import tables
 
@@ -24,9 +26,15 @@ SIX = ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")
 def measure(config, variables):
     """Results of `config.evals` with weights of the same shapes, text features included."""
     data = open_tiny(config)
-    exp = experiment.build(config, data)
+    exp = build(config, data)
     placed = jax.device_put(variables, jax.tree.map(lambda x: x.sharding, exp.abstract.variables))
-    return evaluators.run(config, exp.phases[-1].method, placed, data, exp.mesh)
+    return run_rows_of(config, exp, placed, data)
+
+
+def run_rows_of(config, exp, variables, data):
+    """Results of `config.evals` by the method of the last phase."""
+    rows, method = config.evals.to_dict(), exp.phases[-1].method
+    return runner.run(rows, method, variables, data, exp.mesh, mean=0.5, std=0.5)
 
 
 def numbers(results, names):
@@ -38,9 +46,9 @@ def tiny(drawn):
     """(config, experiment, data, state, results) of random weights."""
     config = tiny_config(drawn)
     data = open_tiny(config)
-    exp = experiment.build(config, data)
+    exp = build(config, data)
     state = noise(exp.abstract)
-    return config, exp, data, state, evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
+    return config, exp, data, state, run_rows_of(config, exp, state.variables, data)
 
 
 def few(folder, **changes):
@@ -63,7 +71,7 @@ def test_every_result_is_a_fraction_and_says_what_it_was_measured_on(tiny):
     values = numbers(results, results)
     assert ((values >= 0) & (values <= 1)).all() and len(np.unique(values[:, 0])) > 8
     assert results["no_t"]["feature"] == "rgb+nir"
-    assert results["zero/no_t"]["feature"] == "rgb+nir, completion=zero"
+    assert results["zero/no_t"]["feature"] == "rgb+nir, imputation=zero"
     assert results["no_t"]["protocol"] == "query test, gallery test, junk same_camera"
 
 
@@ -90,7 +98,7 @@ def test_every_picture_is_encoded_once_whatever_the_number_of_rows(tiny, monkeyp
         return original(variables, batch, **settings)
 
     monkeypatch.setattr(encoding, "_encode", counting)
-    results = evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
+    results = run_rows_of(config, exp, state.variables, data)
     assert seen == list(range(data.num_rows("test"))) and len(results) == 16
     assert results == expected
 
@@ -98,7 +106,7 @@ def test_every_picture_is_encoded_once_whatever_the_number_of_rows(tiny, monkeyp
 def test_evaluation_moves_nothing_to_a_device_unasked(tiny):
     config, exp, data, state, expected = tiny
     with jax.transfer_guard("disallow"):  # as the training loop calls it
-        assert evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh) == expected
+        assert run_rows_of(config, exp, state.variables, data) == expected
 
 
 @pytest.mark.parametrize("rows", [7, 64])
@@ -125,7 +133,7 @@ def test_a_picture_without_any_modality_of_a_row_is_named(drawn, tmp_path):
     for folder in ("RGB", "NI"):
         sorted((tmp_path / "copy" / "test" / folder).iterdir())[4].unlink()
     with pytest.raises(DataError, match="evals.no_t: row 4 of split 'test' has none of rgb, nir"):
-        evaluators.check(config, open_tiny(config))
+        runner.check(config.evals.to_dict(), open_tiny(config))
 
 
 def run_rows(rows, monkeypatch, **kinds):
@@ -134,9 +142,8 @@ def run_rows(rows, monkeypatch, **kinds):
     for kind, results in kinds.items():
         found[kind].uses = lambda row: [("test", ("rgb",))]
         found[kind].run = lambda mine, _, results=results: {name: results[name] for name in mine}
-    monkeypatch.setattr(evaluators, "find", lambda package, kind: found[kind])
-    config = SimpleNamespace(evals=SimpleNamespace(to_dict=lambda: rows), aug=SimpleNamespace(mean=0.5, std=0.5))
-    return evaluators.run(config, None, {}, None, None)
+    monkeypatch.setattr(runner, "find", lambda package, kind: found[kind])
+    return runner.run(rows, None, {}, None, None, mean=0.5, std=0.5)
 
 
 def test_rows_go_to_the_evaluator_of_their_kind_and_come_back_in_order(monkeypatch):
@@ -155,9 +162,9 @@ def test_a_row_may_be_reranked(tiny, drawn):
     with config.unlocked():
         for name in ("full", "no_rt"):
             config.evals[f"reranked/{name}"] = config.evals[name].to_dict() | {"rerank": constants}
-    evaluators.check(config, data)
+    runner.check(config.evals.to_dict(), data)
     with jax.transfer_guard("disallow"):
-        results = evaluators.run(config, method, state.variables, data, exp.mesh)
+        results = run_rows_of(config, exp, state.variables, data)
     assert results["full"] == expected["full"] and results["no_rt"] == expected["no_rt"]
     encoder = encoding.Encoder(
         method, state.variables, data, exp.mesh, mean=0.5, std=0.5, uses=[("test", ("rgb", "nir", "tir"))]
@@ -190,13 +197,13 @@ def test_a_row_may_be_reranked(tiny, drawn):
 def test_a_row_that_cannot_be_measured_is_refused_before_the_first_step(drawn, field, value, message):
     config = tiny_config(drawn, **{field: value})
     with pytest.raises(ConfigError, match=message):
-        evaluators.check(config, open_tiny(config))
+        runner.check(config.evals.to_dict(), open_tiny(config))
 
 
 def test_the_best_must_name_a_row(drawn):
     config = tiny_config(drawn, best="all/mAP", eval_every=1)
     with pytest.raises(ConfigError, match="best='all/mAP' names no row of evals; there are full, no_r,"):
-        evaluators.check(config, open_tiny(config))
+        runner.check(config.evals.to_dict(), open_tiny(config))
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +211,13 @@ def workdir(tiny, drawn, tmp_path_factory):
     """A workdir with checkpoints of steps 6 (the best, other weights) and 9 (the last, those of `tiny`)."""
     _, _, data, state, _ = tiny
     folder = tmp_path_factory.mktemp("run")
-    (folder / "config.json").write_text(json.dumps(to_json(few(drawn))))
+    config = few(drawn)
     with Checkpoints(folder) as checkpoints:
+        train.init_workdir(folder, config, data, model_spec(config, data), fresh=True)
         checkpoints.save_frozen(state.frozen)
         other = state.replace(params=jax.tree.map(lambda x: -x, state.params))
-        for step, watched, it in ((6, 0.9, other), (9, 0.4, state)):
-            checkpoints.save(step, it, {"fingerprint": data.spec.fingerprint}, watched)
+        for step, best_metric, it in ((6, 0.9, other), (9, 0.4, state)):
+            checkpoints.save(step, it, {"fingerprint": data.spec.fingerprint}, best_metric)
     return folder
 
 
@@ -224,7 +232,7 @@ def test_the_evaluator_measures_the_checkpoint_it_is_told_and_writes_it_down(dra
     assert last["evals"]["full"]["mAP"] != best["evals"]["full"]["mAP"]
     for name, results in (("results", last), ("results_best", best)):
         assert json.loads((workdir / f"{name}.json").read_text()) == results
-        assert (workdir / f"{name}.md").read_text() == tables.markdown(config, results)
+        assert (workdir / f"{name}.md").read_text() == tables.markdown(results)
     assert last["config_hash"] == config_hash(config) and set(last["evals"]) == {"full", "no_t"}
     assert last["versions"]["jax"] == jax.__version__ and last["seconds"] > 0
     by_number = evaluate.evaluate(config, workdir, data, step="6")
@@ -258,7 +266,7 @@ def test_a_checkpoint_that_does_not_exist_is_refused_with_those_that_do(drawn, w
 def test_best_needs_an_evaluation_in_training(tiny, drawn, tmp_path):
     _, _, data, state, _ = tiny
     config = few(drawn)
-    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    train.init_workdir(tmp_path, config, data, model_spec(config, data), fresh=True)
     with pytest.raises(ConfigError, match="has no checkpoint yet"):
         evaluate.evaluate(config, tmp_path, data)
     with Checkpoints(tmp_path) as checkpoints:
@@ -271,7 +279,7 @@ def test_a_workdir_of_no_run_or_of_another_is_refused(drawn, workdir, tmp_path):
     config, other = few(drawn), few(drawn, seed=7)
     with pytest.raises(ConfigError, match="holds no run; train one first"):
         evaluate.evaluate(config, tmp_path, open_tiny(config))
-    with pytest.raises(ConfigError, match=r"holds a run of another config: seed \(1111 -> 7\);.* with --force"):
+    with pytest.raises(ConfigError, match=r"holds a run of another config .*: seed \(1111 -> 7\);.* with --force"):
         evaluate.evaluate(other, workdir, open_tiny(other))
 
 
@@ -342,7 +350,7 @@ def test_weights_that_lack_a_part_are_not_measured(drawn, workdir, tmp_path):
 
 def test_init_must_name_weights_and_spare_another_run(drawn, workdir, tmp_path):
     config = few(drawn)
-    with pytest.raises(ConfigError, match="config.init, which is empty; set --config.init=PLACE"):
+    with pytest.raises(ConfigError, match="config.init, which is empty; set --config.init=SOURCE"):
         evaluate.evaluate(config, tmp_path, open_tiny(config), step="init")
     config = named(drawn, workdir, seed=7)
     for force in (False, True):
@@ -382,3 +390,56 @@ def test_each_of_several_places_is_looked_at(drawn, of_trial, tmp_path):
     config = few(drawn, **{"data.options.trial": 1, "init": f"{of_trial(1)},{of_trial(4)}"})
     with pytest.raises(ConfigError, match=r"synthetic_4: data.options.trial \(4 -> 1\)"):
         evaluate.evaluate(config, tmp_path / "a", open_tiny(few(drawn)), step="init")
+
+
+def saved_spec(workdir, **changes):
+    """Writes other numbers into the data spec of a workdir."""
+    path = workdir / "data_spec.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_data_with_other_cameras_are_refused_and_forced_by_number(tiny, drawn, workdir, tmp_path):
+    """Today's defect: camera embeddings were used by position, whatever cameras the data had."""
+    *_, expected = tiny
+    config = few(drawn)
+    shutil.copytree(workdir, tmp_path / "run")
+    saved_spec(tmp_path / "run", cameras=[11, 12, 13])
+    message = r"cameras of the training data \(3: 11, 12, 13 -> 3: 1, 2, 3\);.* with --force"
+    with pytest.raises(ConfigError, match=message):
+        evaluate.evaluate(config, tmp_path / "run", open_tiny(config))
+    found = evaluate.evaluate(config, tmp_path / "run", open_tiny(config), force=True)
+    assert found["forced"] == ["cameras of the training data (3: 11, 12, 13 -> 3: 1, 2, 3)"]
+    assert found["evals"]["full"] != expected["full"]  # no picture gets a camera embedding
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(modalities=["rgb", "tir"]), r"modalities \(\('rgb', 'tir'\) -> \('rgb', 'nir', 'tir'\)\)"),
+        (dict(image_size=[64, 32]), r"image_size \(\(64, 32\) -> \(32, 16\)\)"),
+        (dict(vocab=700), r"vocab \(700 -> 0\)"),
+    ],
+)
+def test_data_that_do_not_fit_the_model_cannot_be_forced(drawn, workdir, tmp_path, changes, message):
+    config = few(drawn)
+    shutil.copytree(workdir, tmp_path / "run")
+    saved_spec(tmp_path / "run", **changes)
+    with pytest.raises(ConfigError, match=f"the data do not fit the model in .*run: {message}; set these fields"):
+        evaluate.evaluate(config, tmp_path / "run", open_tiny(config), force=True)
+
+
+def test_data_with_other_identities_are_refused(drawn, workdir, tmp_path):
+    config = few(drawn)
+    shutil.copytree(workdir, tmp_path / "run")
+    spec = json.loads((workdir / "data_spec.json").read_text())
+    saved_spec(tmp_path / "run", pids=[pid + 100 for pid in spec["pids"]])
+    with pytest.raises(ConfigError, match=r"pids of the training data \(12: 101, 103, .*, \.\. -> 12: 1, 3, "):
+        evaluate.evaluate(config, tmp_path / "run", open_tiny(config))
+
+
+def test_a_workdir_of_an_older_version_gets_one_clear_sentence(drawn, workdir, tmp_path):
+    config = few(drawn)
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "data_spec.json").unlink()
+    with pytest.raises(ConfigError, match="run has no data_spec.json, as runs of older versions have none; train it"):
+        evaluate.evaluate(config, tmp_path / "run", open_tiny(config))

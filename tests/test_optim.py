@@ -8,10 +8,9 @@ import numpy as np
 import optax
 import pytest
 import tvi_lfm_golden as golden
-from conftest import open_tiny, tiny_config
+from conftest import build, open_tiny, tiny_config
 from flax import traverse_util
 
-from jax_mmreid import experiment
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.optim import (
     LR_NOISE,
@@ -362,7 +361,7 @@ def test_merge_undoes_split_frozen():
 
 
 def build(config):
-    return experiment.build(config, open_tiny(config), devices=jax.devices()[:1])
+    return build(config, open_tiny(config), devices=jax.devices()[:1])
 
 
 def paths(tree):

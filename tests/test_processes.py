@@ -23,11 +23,11 @@ RUN = """
 method, folder, workdir, init = given
 import conftest
 from conftest import open_tiny
-from jax_mmreid import evaluate, train
+from jax_mmreid import distributed, evaluate, train
 changes = {"mesh.data": -1, "data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3, "init": init}
 config = getattr(conftest, method)(folder, **changes)
 config.missing.eta = (0.3,) * 3 if len(config.data.modalities) == 3 else (0.0,) * 2
-data = open_tiny(config, (jax.process_index(), jax.process_count()))
+data = open_tiny(config, distributed.shard())
 train.train(config, workdir, data)
 evaluate.evaluate(config, workdir, data)
 """
@@ -37,22 +37,22 @@ import json
 import numpy as np
 (out,) = given
 from brute import people
-from jax_mmreid.metrics import search
+from jax_mmreid.metrics import device_ranking
 from jax_mmreid.sharding import make_mesh
 problem, mesh = people(0, 300, 2501), make_mesh(data=-1, model=1)
-found = search.rank(*problem, mesh) | {"hits": search.ranks(*problem, mesh).hits}
+found = device_ranking.rank(*problem, mesh) | {"hits": device_ranking.ranks(*problem, mesh).hits}
 with open(f"{out}-{index}", "w") as file:
     json.dump({"devices": mesh.size} | {key: np.asarray(x).tolist() for key, x in found.items()}, file)
 """
 EVALUATE = """
 folder, workdir, init = given
 from conftest import open_tiny, tiny_config
-from jax_mmreid import evaluate
-from jax_mmreid.config import missing_evals
+from jax_mmreid import distributed, evaluate
+from jax_mmreid.recipes.missing_settings import missing_evals
 config = tiny_config(folder, **{"mesh.data": -1, "init": init})
 with config.unlocked():
     config.evals.update(missing_evals(config.data.modalities, "test", "same_camera", pairs=True))
-data = open_tiny(config, (jax.process_index(), jax.process_count()))
+data = open_tiny(config, distributed.shard())
 evaluate.evaluate(config, workdir, data, step="init")
 """
 

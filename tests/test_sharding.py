@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_close, open_tiny, start, tiny_config
+from conftest import assert_trees_close, build, open_tiny, start, tiny_config
 from jax.sharding import PartitionSpec
 
-from jax_mmreid import experiment, train
+from jax_mmreid import train
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.sharding import make_mesh, state_sharding, to_global
@@ -15,7 +15,7 @@ from jax_mmreid.sharding import make_mesh, state_sharding, to_global
 def run_steps(config, devices, workdir, steps=3):
     """State and losses after the memory is filled and `steps` updates of the last phase are made."""
     data = open_tiny(config)
-    exp = experiment.build(config, data, devices=devices)
+    exp = build(config, data, devices=devices)
     with Checkpoints(workdir) as checkpoints:
         state = train.start_or_resume(config, exp, data, checkpoints)
     step = train.compile_step(config, exp, exp.phases[-1])

@@ -6,18 +6,19 @@ import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, load_config, open_tiny, start, tiny_config
+from conftest import assert_trees_close, build, load_config, open_tiny, start, tiny_config
 
-from jax_mmreid import evaluate, experiment, train
+from jax_mmreid import evaluate, train
 from jax_mmreid.checkpoint import Checkpoints
-from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.errors import ConfigError, DataError, NonFiniteError, PreemptedError
 from jax_mmreid.methods.miss_reid import MissReID
 
 
 def last_state(config, workdir, data=None):
-    exp = experiment.build(config, data or open_tiny(config))
+    exp = build(config, data or open_tiny(config))
     with Checkpoints(workdir) as checkpoints:
         return jax.device_get(checkpoints.restore(checkpoints.last(), exp.abstract))
 
@@ -38,7 +39,7 @@ def run(drawn, tmp_path_factory):
 def test_half_of_all_pictures_missing_trains_without_nan(run):
     config, workdir, _ = run
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 3 * open_tiny(config).steps_per_epoch
+    assert lines[-1]["step"] == 3 * open_tiny(config).spec.steps_per_epoch
     assert all(np.isfinite(value) for line in lines for value in line.values())
     assert lines[-1]["present"] < 0.8
     state = last_state(config, workdir)
@@ -81,7 +82,7 @@ def test_the_text_tower_never_moves_and_the_language_side_waits(run, tmp_path):
 
 
 @pytest.mark.parametrize("stop_after", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(run, tmp_path, stop_after):
+def test_a_stopped_run_resumes_and_ends_where_an_uninterrupted_one_does(run, tmp_path, stop_after):
     config, workdir, _ = run
     data = open_tiny(config)
 
@@ -97,7 +98,7 @@ def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(run, tmp_path
                     os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
-    with pytest.raises(train.PreemptedError, match=rf"stopped at step {stop_after} of 2\d and saved"):
+    with pytest.raises(PreemptedError, match=rf"stopped at step {stop_after} of 2\d and saved"):
         train.train(config, tmp_path, Interrupted())
     train.train(config, tmp_path, data)
     assert_trees_close(last_state(config, workdir), last_state(config, tmp_path), atol=0)
@@ -105,7 +106,7 @@ def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(run, tmp_path
     assert steps == sorted(steps)
 
 
-def test_two_runs_of_one_seed_are_identical_and_another_seed_begins_elsewhere(run, tmp_path):
+def test_two_runs_of_one_seed_are_identical_and_another_seed_starts_differently(run, tmp_path):
     config, workdir, _ = run
     train.train(config, tmp_path / "same", open_tiny(config))
     assert_trees_close(last_state(config, workdir), last_state(config, tmp_path / "same"), atol=0)
@@ -154,12 +155,55 @@ def test_masks_are_kept_beside_the_run_and_can_be_used_again(run):
     np.testing.assert_array_equal(open_tiny(again).present_train, open_tiny(config).present_train)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(drawn, tmp_path):
-    config = tiny_config(drawn, row="A", **{"weights.triplet": float("nan")})
-    with pytest.raises(train.NonFiniteError, match="step 2: .*loss=nan"):
+def test_without_its_config_a_workdir_is_still_of_its_config(run, tmp_path):
+    """Today's defect: with config.json deleted a run resumed under another learning rate."""
+    config, workdir, _ = run
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    other = tiny_config(config.data.data_dir, eta="0.5", **{"optim.lr.new": 1e-2})
+    with pytest.raises(ConfigError, match="has a checkpoint of another config .*; restore its config.json"):
+        train.train(other, tmp_path / "run", open_tiny(other))
+    assert not (tmp_path / "run" / "config.json").exists()
+    train.train(config, tmp_path / "run", open_tiny(config))
+    for name in ("config.json", "data_spec.json"):
+        assert (tmp_path / "run" / name).read_text() == (workdir / name).read_text()
+
+
+@pytest.fixture
+def spoiled(monkeypatch):
+    """A function that makes the triplet term NaN from a step on."""
+    original = MissReID.loss
+
+    def spoil(step):
+        def loss(self, params, state, batch, rngs):
+            out = original(self, params, state, batch, rngs)
+            bad = jnp.where(state.step >= step - 1, jnp.nan, 0.0)
+            return out._replace(terms=out.terms | {"triplet": out.terms["triplet"] + bad})
+
+        monkeypatch.setattr(MissReID, "loss", loss)
+
+    return spoil
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(drawn, tmp_path, spoiled):
+    spoiled(1)
+    config = tiny_config(drawn, row="A")
+    with pytest.raises(NonFiniteError, match="step 2: .*loss=nan.*; no checkpoint was saved yet"):
         train.train(config, tmp_path, open_tiny(config))
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.last() is None
+
+
+def test_a_loss_that_is_not_finite_is_found_before_an_evaluation_and_before_a_save(drawn, tmp_path, spoiled):
+    """Today's defect: a NaN that appeared after the last log step ended as a DataError of the evaluation."""
+    config = tiny_config(drawn, row="A", eval_every=2, save_every=1, log_every=1000)
+    data = open_tiny(config)
+    epoch = data.spec.steps_per_epoch
+    spoiled(2 * epoch)
+    with pytest.raises(
+        NonFiniteError, match=rf"step {2 * epoch}: .*=nan.*; the last good checkpoint is of step {epoch}$"
+    ):
+        train.train(config, tmp_path, data)
 
 
 def test_a_term_without_a_weight_is_an_error(drawn, tmp_path):
@@ -175,15 +219,29 @@ def test_evaluation_in_training_is_logged_and_picks_the_best(drawn, tmp_path):
     train.train(config, tmp_path, open_tiny(config))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     measured = {line["step"]: line["full/mAP"] for line in lines if "full/mAP" in line}
-    per_epoch = open_tiny(config).steps_per_epoch
+    per_epoch = open_tiny(config).spec.steps_per_epoch
     assert sorted(measured) == [per_epoch, 2 * per_epoch]
     result = evaluate.evaluate(config, tmp_path, open_tiny(config), step="best")
     assert result["step"] == max(measured, key=lambda step: (measured[step], step))
+    assert {"lr/tower", "lr/new", "grad_norm", "update_norm", "param_norm"} <= set(lines[0])
     assert result["evals"]["full"]["mAP"] == pytest.approx(measured[result["step"]], abs=1e-6)
 
 
+def test_the_best_may_be_a_step_at_which_nothing_else_is_saved(drawn, tmp_path, monkeypatch):
+    """Today's defect: `best` saw only steps that were both evaluated and saved."""
+    scores = iter((0.25, 0.75, 0.5))
+    monkeypatch.setattr(train, "_run_evals", lambda *_: {"full": {"mAP": next(scores)}})
+    config = tiny_config(drawn, row="A", eval_every=1, save_every=0)
+    data = open_tiny(config)
+    train.train(config, tmp_path, data)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (
+            checkpoints.best() == 2 * data.spec.steps_per_epoch and checkpoints.last() == 3 * data.spec.steps_per_epoch
+        )
+
+
 @pytest.mark.slow
-def test_the_quickstart_learns_people_it_has_never_seen(tmp_path):
+def test_the_quickstart_generalises_to_held_out_identities(tmp_path):
     config = load_config("quickstart")
     config.data.data_dir = str(tmp_path / "drawn")
     data = open_tiny(config)

@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import noise, open_tiny, tiny_config
+from conftest import build, noise, open_tiny, tiny_config
 from tensorboardX.proto.event_pb2 import Event
 
-from jax_mmreid import evaluate, experiment, main, train
+from jax_mmreid import evaluate, train, watch
+from jax_mmreid import run as running
 from jax_mmreid.checkpoint import Checkpoints, newest
 from jax_mmreid.config import config_hash, to_json
 from jax_mmreid.errors import ConfigError
@@ -42,7 +43,7 @@ def tiny(drawn):
     """(config, data, experiment)."""
     config = few(drawn)
     data = open_tiny(config)
-    return config, data, experiment.build(config, data)
+    return config, data, build(config, data)
 
 
 class Run:
@@ -52,9 +53,9 @@ class Run:
         self.workdir, self.config, self.data, self.exp = workdir, config, data, exp
         self.total = exp.phases[-1].stop
 
-    def claim(self, config=None):
+    def init_workdir(self, config=None):
         self.workdir.mkdir(parents=True)
-        (self.workdir / "config.json").write_text(json.dumps(to_json(config or self.config)))
+        train.init_workdir(self.workdir, config or self.config, self.data, self.exp.spec, fresh=True)
 
     def save(self, *steps):
         for step in steps:
@@ -62,7 +63,7 @@ class Run:
                 checkpoints.save(step, noise(self.exp.abstract, seed=step), {})
 
     def watch(self, config=None):
-        return evaluate.watch(config or self.config, self.workdir, lambda: self.data)
+        return watch.watch(config or self.config, self.workdir, lambda: self.data)
 
     def evaluate(self):
         return evaluate.evaluate(self.config, self.workdir, self.data)
@@ -83,9 +84,7 @@ def run(tiny, tmp_path):
 def meanwhile(monkeypatch):
     """A list of what happens while the watcher sleeps, one entry each time; it may not sleep more often."""
     script = []
-    monkeypatch.setattr(
-        evaluate, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: script.pop(0)())
-    )
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: script.pop(0)()))
     return script
 
 
@@ -95,11 +94,11 @@ def files(folder):
 
 @pytest.mark.slow
 def test_a_run_is_followed_from_before_it_begins_to_its_last_step(drawn, tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO", logger="jax_mmreid.evaluate")
-    monkeypatch.setattr(evaluate, "POLL_SECONDS", 0.05)
+    caplog.set_level("INFO", logger="jax_mmreid.watch")
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.05)
     config, workdir = few(drawn), tmp_path / "run"
     data = open_tiny(config)
-    watcher = evaluate.watch(config, workdir, lambda: open_tiny(config))
+    watcher = watch.watch(config, workdir, lambda: open_tiny(config))
     trainer = threading.Timer(0.3, train.train, (config, workdir, data))
     trainer.start()
     try:
@@ -112,21 +111,21 @@ def test_a_run_is_followed_from_before_it_begins_to_its_last_step(drawn, tmp_pat
     assert caplog.messages[0] == f"waiting for the first checkpoint of a run in {workdir}"
     assert sum("first checkpoint" in message for message in caplog.messages) == 1
     assert json.loads((workdir / "results.json").read_text()) == seen[-1]
-    assert (workdir / "results.md").read_text() == tables.markdown(config, seen[-1])
+    assert (workdir / "results.md").read_text() == tables.markdown(seen[-1])
     assert evaluate.evaluate(config, workdir, data)["evals"] == seen[-1]["evals"]
 
 
 def test_it_waits_for_a_run_and_opens_nothing_before_there_is_one(run, meanwhile):
     opened = []
-    watcher = evaluate.watch(run.config, run.workdir, lambda: opened.append(1) or run.data)
-    meanwhile += [lambda: None, run.claim, lambda: opened.append(0), lambda: run.save(6)]
+    watcher = watch.watch(run.config, run.workdir, lambda: opened.append(1) or run.data)
+    meanwhile += [lambda: None, run.init_workdir, lambda: opened.append(0), lambda: run.save(6)]
     assert next(watcher)["step"] == 6 and opened == [0, 1] and not meanwhile
     meanwhile += [lambda: None, lambda: run.save(9)]
     assert next(watcher)["step"] == 9 and opened == [0, 1] and not meanwhile
 
 
 def test_it_measures_the_newest_and_leaves_out_what_came_and_went(run):
-    run.claim()
+    run.init_workdir()
     run.save(3, 6)
     watcher = run.watch()
     assert next(watcher)["step"] == 6
@@ -138,13 +137,13 @@ def test_it_measures_the_newest_and_leaves_out_what_came_and_went(run):
 
 
 def test_what_it_writes_is_what_an_evaluation_of_the_same_step_gives(run):
-    run.claim()
+    run.init_workdir()
     watcher, expected = run.watch(), {}
     for step in (6, 9, run.total):
         run.save(step)
         results = next(watcher)
         assert run.results() == results and results["which"] == "last" and results["config_hash"]
-        assert (run.workdir / "results.md").read_text() == tables.markdown(run.config, results)
+        assert (run.workdir / "results.md").read_text() == tables.markdown(results)
         expected[step] = run.evaluate()["evals"]
         assert results["evals"] == expected[step]
     assert next(watcher, None) is None
@@ -180,7 +179,7 @@ def test_a_second_checkpoint_compiles_nothing(run):
     def listen(event, _, **__):
         compiled.extend([event] if event.startswith("/jax/core/compile") else [])
 
-    run.claim()
+    run.init_workdir()
     jax.clear_caches()
     run.save(6)
     watcher = run.watch()
@@ -188,12 +187,12 @@ def test_a_second_checkpoint_compiles_nothing(run):
     try:
         next(watcher)
         assert compiled
-        sizes = encoder._encode._cache_size(), encoder._embed._cache_size()
+        sizes = encoder.encode._cache_size(), encoder.embed._cache_size()
         assert min(sizes) > 0
         run.save(9)
         compiled.clear()
         assert next(watcher)["step"] == 9
-        assert compiled == [] and sizes == (encoder._encode._cache_size(), encoder._embed._cache_size())
+        assert compiled == [] and sizes == (encoder.encode._cache_size(), encoder.embed._cache_size())
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
@@ -202,11 +201,11 @@ def test_a_step_is_measured_by_the_method_of_its_phase(drawn, tmp_path, monkeypa
     """As `evaluate` does it: before the text features begin, zeros stand in for pictures."""
     config = tiny_config(drawn)
     data = open_tiny(config)
-    exp = experiment.build(config, data)
+    exp = build(config, data)
     seen = []
-    monkeypatch.setattr(evaluate.evaluators, "run", lambda config, method, *_: seen.append(method) or {})
+    monkeypatch.setattr(evaluate.runner, "run", lambda rows, method, *_, **__: seen.append(method) or {})
     run = Run(tmp_path / "run", config, data, exp)
-    run.claim()
+    run.init_workdir()
     watcher = run.watch()
     with Checkpoints(run.workdir) as checkpoints:
         state = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), exp.abstract)
@@ -219,7 +218,7 @@ def test_a_step_is_measured_by_the_method_of_its_phase(drawn, tmp_path, monkeypa
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_checkpoint_that_is_deleted_while_it_is_read_gives_way_to_the_newer(run, monkeypatch, half):
-    run.claim()
+    run.init_workdir()
     run.save(6)
     original, asked = Checkpoints.restore, []
 
@@ -240,7 +239,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_gives_way_to_the_newer(ru
 
 
 def test_a_checkpoint_that_cannot_be_read_is_an_error(run):
-    run.claim()
+    run.init_workdir()
     run.save(6)
     shutil.rmtree(run.workdir / "checkpoints" / "6" / "model")
     with pytest.raises(Exception, match="model"):
@@ -250,24 +249,24 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(run):
 
 def test_a_run_of_another_config_is_refused_when_it_is_there(run, meanwhile, drawn):
     other = few(drawn, seed=7)
-    run.claim(other)
+    run.init_workdir(other)
     meanwhile += [lambda: run.save(6)]
     for _ in range(2):  # the second time without a wait
         with pytest.raises(ConfigError, match=r"run holds a run of another config: seed \(7 -> 1111\); choose another"):
             next(run.watch())
-    assert sorted(path.name for path in run.workdir.iterdir()) == ["checkpoints", "config.json"]
+    assert not (run.workdir / "eval").exists() and not (run.workdir / "results.json").exists()
 
 
-def test_what_a_run_without_a_checkpoint_left_behind_may_be_of_another_config(run, meanwhile, drawn):
+def test_a_workdir_without_a_checkpoint_may_be_of_another_config(run, meanwhile, drawn):
     """As the trainer has it, which writes its own config.json over that."""
-    run.claim(few(drawn, seed=7))
+    run.init_workdir(few(drawn, seed=7))
     ours = json.dumps(to_json(run.config))
     meanwhile += [lambda: (run.workdir / "config.json").write_text(ours), lambda: run.save(6)]
     assert next(run.watch())["step"] == 6
 
 
 def test_checkpoints_without_a_config_are_no_run(run, meanwhile):
-    run.claim()
+    run.init_workdir()
     run.save(6)
     config = run.workdir / "config.json"
     config.rename(run.workdir / "kept")
@@ -279,8 +278,8 @@ def interrupted():
     raise KeyboardInterrupt
 
 
-def test_a_new_watcher_goes_on_where_the_last_one_ended(run, meanwhile):
-    run.claim()
+def test_a_new_watcher_resumes_where_the_last_one_ended(run, meanwhile):
+    run.init_workdir()
     run.save(6)
     watcher = run.watch()
     next(watcher)
@@ -300,12 +299,12 @@ def test_a_new_watcher_goes_on_where_the_last_one_ended(run, meanwhile):
 
 
 def test_a_watcher_that_was_killed_before_its_results_measures_again_and_writes_once(run, monkeypatch):
-    run.claim()
+    run.init_workdir()
     run.save(6)
     next(run.watch())
     run.save(9)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "_write", lambda config, workdir, results: results["which"] == "best" or interrupted())
+        patch.setattr(watch, "write_results", lambda workdir, results: results["which"] == "best" or interrupted())
         with pytest.raises(KeyboardInterrupt):
             next(run.watch())
     assert [line["step"] for line in run.history()] == [6, 9] and run.results()["step"] == 6
@@ -316,8 +315,8 @@ def test_a_watcher_that_was_killed_before_its_results_measures_again_and_writes_
 
 
 def test_a_run_that_is_over_and_known_leaves_nothing_to_do(run, caplog):
-    caplog.set_level("INFO", logger="jax_mmreid.evaluate")
-    run.claim()
+    caplog.set_level("INFO", logger="jax_mmreid.watch")
+    run.init_workdir()
     run.save(run.total)
     assert len(list(run.watch())) == 1
     before = (run.workdir / "results.json").read_text(), run.history()
@@ -327,14 +326,14 @@ def test_a_run_that_is_over_and_known_leaves_nothing_to_do(run, caplog):
 
 
 def test_a_step_that_only_an_evaluation_has_measured_gets_into_the_history(run):
-    run.claim()
+    run.init_workdir()
     run.save(run.total)
     run.evaluate()
     assert len(list(run.watch())) == 1 and [line["step"] for line in run.history()] == [run.total]
 
 
 def test_the_history_of_a_run_that_was_begun_anew_is_its_own(run):
-    run.claim()
+    run.init_workdir()
     run.save(12)
     next(run.watch())
     shutil.rmtree(run.workdir / "checkpoints")
@@ -348,10 +347,10 @@ def test_the_history_of_a_run_that_was_begun_anew_is_its_own(run):
 
 def test_the_best_that_was_seen_is_kept_over_restarts(run, monkeypatch):
     """Of equals the later, as the trainer has it."""
-    run.claim()
+    run.init_workdir()
     scores, best = iter((0.5, 0.25, 0.75, 0.75, 0.5)), []
-    monkeypatch.setattr(evaluate.evaluators, "run", lambda *_: {"full": {"mAP": next(scores)}, "no_t": {"mAP": 1.0}})
-    monkeypatch.setattr(evaluate.tables, "markdown", lambda config, results: f"{results['step']} {results['which']}")
+    monkeypatch.setattr(evaluate.runner, "run", lambda *_, **__: {"full": {"mAP": next(scores)}, "no_t": {"mAP": 1.0}})
+    monkeypatch.setattr(evaluate.tables, "markdown", lambda results: f"{results['step']} {results['which']}")
     for step in (3, 6, 9, 12, 15):
         run.save(step)
         next(run.watch())
@@ -364,7 +363,7 @@ def test_the_best_that_was_seen_is_kept_over_restarts(run, monkeypatch):
 
 
 def test_the_best_of_another_config_is_replaced(run):
-    run.claim()
+    run.init_workdir()
     run.save(6)
     other = {"step": 3, "config_hash": "0123456789ab", "evals": {"full": {"mAP": 1.0}}}
     (run.workdir / "results_best.json").write_text(json.dumps(other))
@@ -375,14 +374,14 @@ def test_the_best_of_another_config_is_replaced(run):
 
 def test_nothing_is_best_in_what_is_not_measured(run, drawn):
     config = few(drawn, best="mean_missing/mAP")
-    run.claim(config)
+    run.init_workdir(config)
     run.save(6)
     next(run.watch(config))
     assert run.results()["step"] == 6 and not (run.workdir / "results_best.json").exists()
 
 
 def test_the_checkpoints_of_a_live_run_are_left_as_they_are(run):
-    run.claim()
+    run.init_workdir()
     run.save(6)
     shutil.copytree(run.workdir / "checkpoints" / "6", run.workdir / "checkpoints" / "9.orbax-checkpoint-tmp")
     before = files(run.workdir / "checkpoints")
@@ -392,14 +391,14 @@ def test_the_checkpoints_of_a_live_run_are_left_as_they_are(run):
 
 
 def test_reading_makes_no_folder(run):
-    run.claim()
+    run.init_workdir()
     with pytest.raises(ConfigError, match="has no checkpoint yet"):
         run.evaluate()
-    assert newest(run.workdir) is None and [path.name for path in run.workdir.iterdir()] == ["config.json"]
+    assert newest(run.workdir) is None and not (run.workdir / "checkpoints").exists()
 
 
 def test_a_step_that_is_being_deleted_does_not_keep_others_from_being_read(run):
-    run.claim()
+    run.init_workdir()
     run.save(6)
     gone = run.workdir / "checkpoints" / "3"
     (gone / "metrics").mkdir(parents=True)
@@ -411,17 +410,17 @@ def test_a_step_that_is_being_deleted_does_not_keep_others_from_being_read(run):
     assert next(run.watch())["step"] == 6
 
 
-def test_what_goes_before_a_run_is_not_done_while_it_is_watched(run):
-    run.claim()
-    before = SimpleNamespace(workdir=str(run.workdir), config=run.config)
-    assert not main._is_done(before)
+def test_a_run_is_not_finished_while_it_is_watched(run):
+    run.init_workdir()
+    job = running.Job(run.config, run.workdir)
+    assert not running.is_finished(job)
     run.save(6)
     watcher = run.watch()
     next(watcher)
-    assert not main._is_done(before)
+    assert not running.is_finished(job)
     run.save(run.total)
     next(watcher)
-    assert main._is_done(before)
+    assert running.is_finished(job)
 
 
 def command(*args, **options):
@@ -446,7 +445,7 @@ def quickstart(folder, workdir, *flags):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_watcher_ends_when_it_is_asked_to(number, tmp_path):
+def test_a_watcher_ends_on_a_signal(number, tmp_path):
     process = command(*quickstart(tmp_path / "data", tmp_path / "run", "--mode=eval", "--watch"))
     for line in process.stderr:
         if line.startswith("waiting for the first checkpoint"):
@@ -482,15 +481,15 @@ index, port, folder, workdir = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
 from conftest import open_tiny
 from test_watch import few
-from jax_mmreid import evaluate
+from jax_mmreid import watch
 config = few(folder, **{"mesh.data": -1})
-print([x["step"] for x in evaluate.watch(config, workdir, lambda: open_tiny(config, (int(index), 2)))])
+print([x["step"] for x in watch.watch(config, workdir, lambda: open_tiny(config, (int(index), 2)))])
 """
 
 
 @pytest.mark.slow
 def test_two_processes_follow_the_same_steps(run, drawn, port):
-    run.claim()
+    run.init_workdir()
     run.save(6)
     processes = [command("-c", TWO, str(i), str(port), str(drawn), str(run.workdir), devices=4) for i in range(2)]
     try:

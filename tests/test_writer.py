@@ -54,7 +54,7 @@ def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
         assert lines(tmp_path) == [{"step": 2, "loss": 1.5}]
 
 
-def test_going_on_drops_what_was_written_beyond_the_checkpoint(tmp_path):
+def test_resuming_drops_what_was_written_beyond_the_checkpoint(tmp_path):
     with Writer(tmp_path, start=0, stop=9, rows_per_step=8) as w:
         for step in (2, 4, 6, 8):
             w.write(step, {"loss": float(step)})
@@ -63,7 +63,7 @@ def test_going_on_drops_what_was_written_beyond_the_checkpoint(tmp_path):
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(2, 2.0), (4, 4.0), (6, 60.0)]
 
 
-def test_a_line_that_a_killed_run_left_torn_is_dropped(tmp_path):
+def test_an_incomplete_last_line_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.5}\n{"step": 4, "lo')
     with Writer(tmp_path, start=4, stop=9, rows_per_step=8) as w:
         w.write(6, {"loss": 0.5})
@@ -81,7 +81,7 @@ def test_tensorboard_reads_the_same_numbers(tmp_path):
     assert [e.step for e in found if e.session_log.status == SessionLog.START] == [5]
 
 
-def test_without_a_terminal_a_line_says_step_values_and_time_to_go(tmp_path, clock, caplog):
+def test_without_a_terminal_a_line_has_step_values_and_time_to_go(tmp_path, clock, caplog):
     caplog.set_level(logging.INFO, logger="jax_mmreid.writer")
     with Writer(tmp_path, start=4, stop=24, rows_per_step=8) as w:
         clock.now += 10.0
@@ -120,4 +120,31 @@ def test_samples_per_second_are_those_since_the_last_call(tmp_path, clock):
         assert w.rate(15) == {"samples_per_second": 5 * 8 / 2.0}
         clock.now += 4.0
         assert w.rate(16) == {"samples_per_second": 1 * 8 / 4.0}
+        assert w.rate(16) == {}
         assert w.rate(17)["samples_per_second"] > 0  # a clock that has not moved divides nothing by zero
+
+
+def test_compiling_and_evaluating_count_neither_in_the_rate_nor_in_the_time_to_go(tmp_path, clock, caplog):
+    """Today's defect: the time to go jumped, since a compilation or a stop counted as a step's time."""
+    caplog.set_level(logging.INFO, logger="jax_mmreid.writer")
+    seconds = iter((60.0, 1.0, 1.0, 1.0))
+
+    def step(x):
+        clock.now += next(seconds)
+        return x
+
+    with Writer(tmp_path, start=0, stop=24, rows_per_step=8) as w:
+        run = w.untimed(step)
+        run(1)
+        assert w.rate(1) == {}
+        w.write(1, {"loss": 1.0})
+        run(2)
+        run(3)
+        with w.paused():
+            clock.now += 500.0
+        run(4)
+        w.write(4, {"loss": 1.0} | w.rate(4))
+    first, second = caplog.messages
+    assert "to go" not in first
+    assert second.endswith("563s, 20s to go")  # 3 steps took 3 s, 20 are left
+    assert lines(tmp_path)[1]["samples_per_second"] == 8.0
