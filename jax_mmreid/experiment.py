@@ -5,8 +5,7 @@ Nothing here reads a picture: `build` needs the spec of the data alone, which ev
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jax_mmreid import optim, sharding
 from jax_mmreid.batch import Batch, Data, DataSpec
 from jax_mmreid.config import RANGES, ConfigDict, find, numeric_fields
 from jax_mmreid.errors import ConfigError
-from jax_mmreid.methods import Method
+from jax_mmreid.methods import Method, read_fields
 from jax_mmreid.ranges import check_ranges
 from jax_mmreid.state import TrainState
 
@@ -71,7 +70,7 @@ def build(
     for key, rows in sizes.items():
         if rows % mesh.shape["data"]:
             raise ConfigError(f"{key} = {rows} does not divide over {mesh.shape['data']} devices of axis 'data'")
-    method = module.create(spec, _method_config(module, config), tokenize)
+    method = module.create(spec, read_fields(module.Config, config.model.to_dict(), "model"), tokenize)
     phases = _phases(config, spec, method)
 
     def init(rng: Array) -> TrainState:
@@ -92,18 +91,6 @@ def model_spec(config: ConfigDict, data: Data) -> DataSpec:
     return dataclasses.replace(data.spec, mean=config.aug.mean, std=config.aug.std)
 
 
-def _method_config(module: ModuleType, config: ConfigDict) -> Any:
-    """`config.model` as the dataclass of the method's module; ConfigError for a field too many or too few."""
-    given, known = config.model.to_dict(), {field.name for field in dataclasses.fields(module.Config)}
-    for what, names in (("has", given.keys() - known), ("lacks", known - given.keys())):
-        if names:
-            raise ConfigError(
-                f"config.model {what} {', '.join(sorted(names))}; method {config.method!r} takes "
-                f"{', '.join(sorted(known))}"
-            )
-    return module.Config(**given)
-
-
 def _phases(config: ConfigDict, spec: DataSpec, method: Method) -> tuple[Phase, ...]:
     starts = [start for start, _, _ in config.phases]
     if starts[:1] != [0] or sorted(set(starts)) != starts:
@@ -116,7 +103,7 @@ def _phases(config: ConfigDict, spec: DataSpec, method: Method) -> tuple[Phase, 
         tx = optim.make_optimizer(schedules, rules, active=frozenset(groups), **options)
         first, last = (min(epoch, config.epochs) * spec.steps_per_epoch for epoch in (start, stop))
         rates = {group: schedules[group] for group in groups}
-        phases.append(Phase(first, last, dataclasses.replace(method, **changes), tx, rates))
+        phases.append(Phase(first, last, method.with_options(changes, "config.phases"), tx, rates))
     return tuple(phases)
 
 

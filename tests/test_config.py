@@ -393,7 +393,7 @@ def test_a_field_that_the_method_does_not_take_is_named():
     with config.unlocked():
         config.model.taus, config.model.margins = 1.0, 2.0
         del config.model["tau"]
-    with pytest.raises(ConfigError, match="config.model has margins, taus; method 'miss_reid' takes .*tau"):
+    with pytest.raises(ConfigError, match="config.model has margins, taus; its fields are .*tau"):
         build(config)
 
 
