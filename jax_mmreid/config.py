@@ -70,7 +70,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             seed=1111,
             epochs=50,
             data=_data_fields(dataset),
-            # Which training pictures are hidden: a rate per modality in the order of data.spec.modalities.
+            # Which training pictures are hidden: a rate per modality in the order of data.modalities.
             missing=dict(eta=(0.0, 0.0, 0.0), seed=0, mode="bernoulli", all_missing="repair", mask_file=""),
             aug=dict(flip=0.5, pad=10, erase=0.5, sync="none", mean=0.5, std=0.5),
             # weights to start from: a folder of tools.convert, the workdir of a run or a .safetensors file, with

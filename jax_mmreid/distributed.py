@@ -20,6 +20,11 @@ def shard() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
+def is_multiprocess() -> bool:
+    """Whether several processes take part."""
+    return jax.process_count() > 1
+
+
 def is_writer() -> bool:
     """Whether this process writes the files of a run."""
     return jax.process_index() == 0
@@ -31,19 +36,19 @@ def gather(tree: Any) -> Any:
     A global `jax.Array` is fetched; of numpy arrays [b,...] that differ between processes, the rows of all are
     concatenated in the order of the processes.
     """
-    if jax.process_count() > 1:
+    if is_multiprocess():
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_get(tree)
 
 
 def agree(number: int) -> int:
     """The number that the first process has, on every process."""
-    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if is_multiprocess() else number
 
 
 def all_true(flag: bool) -> bool:
     """Whether the flag is True on every process."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).all())
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).all()) if is_multiprocess() else flag
 
 
 @contextlib.contextmanager
@@ -51,7 +56,7 @@ def stop_signal() -> Iterator[threading.Event]:
     """While it lasts, SIGTERM sets an event instead of ending the process; the loop acts on it between two steps."""
     event = threading.Event()
     # Signals belong to the main thread, and several processes would each stop at a step of their own.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+    if threading.current_thread() is not threading.main_thread() or is_multiprocess():
         yield event
         return
     before = signal.signal(signal.SIGTERM, lambda *_: event.set())

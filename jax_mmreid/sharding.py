@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_mmreid import distributed
 from jax_mmreid.batch import Batch
 from jax_mmreid.errors import ConfigError
 
@@ -21,7 +22,7 @@ def make_mesh(*, data: int, model: int, devices: list | None = None) -> Mesh:
     data = len(devices) // model if data == -1 else data
     used = data * model
     # A process without a device in the mesh would have nothing to do, so several processes use all they have.
-    if not 0 < used <= len(devices) or (jax.process_count() > 1 and used != len(devices)):
+    if not 0 < used <= len(devices) or (distributed.is_multiprocess() and used != len(devices)):
         raise ConfigError(f"mesh of data={data} x model={model} does not fit {len(devices)} devices")
     return Mesh(np.asarray(devices[:used]).reshape(data, model), ("data", "model"))
 
@@ -52,9 +53,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def to_global(batch: Batch, mesh: Mesh) -> Batch:
     """This process's rows of a host batch as global arrays, rows over the "data" axis."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    with jax.transfer_guard(
-        "allow"
-    ):  # this is a deliberate transfer, but with several processes it does not count as one
+    with jax.transfer_guard("allow"):  # a deliberate transfer, which with several processes does not count as one
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 

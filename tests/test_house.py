@@ -16,10 +16,10 @@ SCRIPTS = sorted([*ROOT.glob("launch/*.py"), *ROOT.glob("configs/*.py")])
 # A file imports from lower ranks only, and from its own package; the small files of rank 0 from each other.
 RANKS = (
     "errors ranges batch hub config config_file",
-    "ops metrics state",
+    "ops metrics state distributed",
     "losses models",
     "weights recipes methods",
-    "optim sharding distributed checkpoint writer",
+    "optim sharding checkpoint writer",
     "experiment",
     "evaluators cost report search captioning export",
     "train evaluate inference",
