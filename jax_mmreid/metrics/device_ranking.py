@@ -120,7 +120,7 @@ class _Search:
         return Ranks(np.where(there, hits, 0), first), keys[there], upper
 
     def tprs(self, matched: np.ndarray, upper: np.ndarray) -> dict[str, float]:
-        """TPRs from what the first pass says, and a second."""
+        """TPRs, from the counts of the first pass and a second one."""
         total = ranking.num_negative_pairs(self.rows, self.count)
         if not total:
             return dict.fromkeys(FPRS, 1.0)

@@ -1,96 +1,103 @@
-"""The results of one evaluation as the tables of results.md, in the forms of the posters."""
+"""The results of one evaluation as the tables of results.md, in the form of the published tables."""
 
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from jax_mmreid import evaluators
-from jax_mmreid.config import ConfigDict
-from jax_mmreid.evaluators import Result, retrieval
+from jax_mmreid.recipes import missing_settings
+from jax_mmreid.recipes.missing_settings import FULL
 from jax_mmreid.report import settings
 
-MAIN = {"mAP": "mAP", "R-1": "rank1"}  # in retrieval: how much a setting loses of these, and heat maps of pairs
+MAIN = ("mAP", "rank1")  # in retrieval: metrics whose loss against the full setting is printed, and heat maps of pairs
 
 
-def markdown(config: ConfigDict, results: dict) -> str:
-    """The results as tables for each kind of evaluation, in the order in which the kinds come, and what to note.
+class Kind(NamedTuple):
+    """The results of one kind of evaluation."""
 
-    In retrieval, settings of missing modalities are columns, a table for each prefix, and pairs of settings a heat map;
-    all other rows are lines.
+    columns: Mapping[str, str]  # {heading: metric}
+    not_fractions: Sequence[str]
+    modalities: Sequence[str]
+    evals: dict[str, dict]
+
+    @property
+    def main(self) -> dict[str, str]:
+        """{heading: metric} of MAIN, {} in other kinds than retrieval."""
+        return {title: key for title, key in self.columns.items() if key in MAIN and self._is_retrieval}
+
+    @property
+    def _is_retrieval(self) -> bool:
+        return next(iter(self.evals.values()))["kind"] == settings.KIND
+
+
+def markdown(results: dict) -> str:
+    """The contents of results.json as tables, for each kind of evaluation in the order in which they come, and notes.
+
+    In retrieval, settings of missing modalities are columns, a table for each group, and pairs of settings a heat map;
+    all other results are lines. In percent, but for metrics that are no fractions.
     """
-    rows = dict.fromkeys(results["evals"], {}) | config.evals.to_dict()
-    kinds = {}
-    for name, result in results["evals"].items():
-        kinds.setdefault(evaluators.evaluator(rows, name), {})[name] = result
-    named = what(config, results)
+    named = what(results)
     lines = [f"{named[0].upper()}{named[1:]}, config {results['config_hash']}."]
-    for kind, evals in kinds.items():
-        parts = settings.parts(evals) if kind is retrieval else settings.Parts({}, {}, list(evals))
-        labels = {name: _label(config, name) for name in evals}
-        for table in _tables(kind, parts, labels, evals, config.data.modalities):
+    for name in dict.fromkeys(result["kind"] for result in results["evals"].values()):
+        evals = {key: result for key, result in results["evals"].items() if result["kind"] == name}
+        kind = Kind(results["columns"][name], results["not_fractions"][name], results["modalities"], evals)
+        for table in _tables(kind):
             lines += ["", *table]
-        paired = {name for pairs in parts.pairs.values() for name in pairs.values()}  # noted where their settings are
-        notes = {name: kind.note(rows[name], result) for name, result in evals.items() if name not in paired}
-        for name, note in notes.items():
-            lines += ["", f"{labels[name]} {note}"] if note else []
+        for key, result in evals.items():
+            if "note" in result and "pair" not in result:  # what a pair leaves out is noted where its settings are
+                lines += ["", f"{settings.label(key, result, kind.modalities)} {result['note']}"]
     if "forced" in results:
         lines += ["", f"Forced: the weights were trained with another config: {'; '.join(results['forced'])}."]
     return "\n".join(lines) + "\n"
 
 
-def what(config: ConfigDict, results: dict) -> str:
-    """What was evaluated, in words."""
+def what(results: dict) -> str:
+    """Which weights were evaluated, in words."""
     if results["which"] == "init":
-        return f"weights of {config.init}"
+        return f"weights of {results['init']}"
     return f"checkpoint at step {results['step']} ({results['which']})"
 
 
-def _tables(
-    kind: ModuleType, parts: settings.Parts, labels: dict[str, str], evals: dict[str, Result], modalities: Sequence[str]
-) -> Iterator[list[str]]:
-    for prefix, names in parts.settings.items():
-        head = [f"setting ({prefix})" if prefix else "setting", *(settings.label(x, modalities) for x in names)]
-        yield settings.table(head, _columns({setting: evals[name] for setting, name in names.items()}))
-    for row, names in parts.pairs.items():
-        for title, key in MAIN.items():
-            values = {pair: evals[name][key] for pair, name in names.items()}
-            yield settings.heat_map(f"{row}: {title}", values, modalities)
-    if parts.others:
-        yield _lines(kind, {name: labels[name] for name in parts.others}, evals)
+def _tables(kind: Kind) -> Iterator[list[str]]:
+    forms = settings.forms(kind.evals, kind.modalities)
+    labels = missing_settings.labels(kind.modalities)
+    for group, names in forms.settings.items():
+        head = [f"setting ({group})" if group else "setting", *(labels[setting] for setting in names)]
+        yield settings.table(head, _columns(kind, {setting: kind.evals[name] for setting, name in names.items()}))
+    for group, names in forms.pairs.items():
+        for title, key in kind.main.items():
+            values = {pair: kind.evals[name][key] for pair, name in names.items()}
+            yield settings.heat_map(f"{group}: {title}", values, kind.modalities)
+    if forms.lines:
+        yield _lines(kind, forms.lines)
 
 
-def _columns(rows: dict[str, Result]) -> Iterator[list[str]]:
-    """A line per metric over results by setting, in percent, and how much of the full setting's score each loses."""
-    for title, key in retrieval.COLUMNS.items():
-        yield [title, *(_cell(retrieval, row, key) for row in rows.values())]
-        if key in MAIN.values() and "full" in rows and len(rows) > 1:
-            yield [f"{title} drop", *(_drop(rows["full"], row, key) for row in rows.values())]
+def _columns(kind: Kind, rows: dict[str, dict]) -> Iterator[list[str]]:
+    """A line per metric over results by setting, and how much of the full setting's score each loses."""
+    for title, key in kind.columns.items():
+        yield [title, *(_cell(kind, row, key) for row in rows.values())]
+        if key in kind.main.values() and FULL in rows and len(rows) > 1:
+            yield [f"{title} drop", *(_drop(rows[FULL], row, key) for row in rows.values())]
 
 
-def _lines(kind: ModuleType, labels: dict[str, str], evals: dict[str, Result]) -> list[str]:
-    """A line per row with a label, in percent; in retrieval, how much of its full row's score each loses, if any."""
-    fulls = {name: evals.get(f"{name.rpartition('/')[0]}/full".lstrip("/"), evals[name]) for name in labels}
-    compared = kind is retrieval and any(fulls[name] is not evals[name] for name in labels)
-    losses = {f"{title} drop": key for title, key in MAIN.items()} if compared else {}
+def _lines(kind: Kind, names: list[str]) -> list[str]:
+    """A line per result; in retrieval, how much of the score of its group's full setting each loses, if it has one."""
+    full = {row.get("group", ""): row for row in kind.evals.values() if row.get("setting") == FULL}
+    rows = {name: kind.evals[name] for name in names}
+    fulls = {name: full.get(row.get("group", ""), row) for name, row in rows.items()}
+    losses = kind.main if any(fulls[name] is not row for name, row in rows.items()) else {}
     lines = []
-    for name, title in labels.items():
-        cells = [_cell(kind, evals[name], key) for key in kind.COLUMNS.values()]
-        lines.append([title, *cells, *(_drop(fulls[name], evals[name], key) for key in losses.values())])
-    return settings.table(["setting", *kind.COLUMNS, *losses], lines)
+    for name, row in rows.items():
+        cells = [_cell(kind, row, key) for key in kind.columns.values()]
+        drops = [_drop(fulls[name], row, key) for key in losses.values()]
+        lines.append([settings.label(name, row, kind.modalities), *cells, *drops])
+    return settings.table(["setting", *kind.columns, *(f"{title} drop" for title in losses)], lines)
 
 
-def _cell(kind: ModuleType, row: Result, key: str) -> str:
-    return f"{row[key] if key in kind.NOT_FRACTIONS else 100 * row[key]:.1f}"
+def _cell(kind: Kind, row: dict, key: str) -> str:
+    return f"{row[key] if key in kind.not_fractions else 100 * row[key]:.1f}"
 
 
-def _drop(full: Result, row: Result, key: str) -> str:
+def _drop(full: dict, row: dict, key: str) -> str:
     """`25.0 %`; nothing of the full row itself."""
     if row is full:
         return ""
     return f"{100 * (full[key] - row[key]) / full[key] if full[key] else 0.0:.1f} %"
-
-
-def _label(config: ConfigDict, name: str) -> str:
-    """A row's label, with its prefix behind it."""
-    prefix, _, last = name.rpartition("/")
-    label = settings.label(last, config.data.modalities)
-    return f"{label} ({prefix})" if prefix else label
