@@ -45,11 +45,11 @@ def metrics(dist, rows, by_identity=False):
 
 
 def tpr(dist, rows, valid, one_in):
-    """The share of matches below the greatest threshold that lets no more strangers pass than it may."""
+    """The share of matches below the greatest threshold that lets no more negative pairs pass than may."""
     pairs = [(dist[q][g], rows.gallery_pid[g] == rows.query_pid[q]) for q in valid for g in ranked(dist, rows, q)]
-    strangers = sorted(d for d, same in pairs if not same)
-    allowed = len(strangers) // one_in
-    passing = [t for t in {*strangers, np.inf} if bisect.bisect_left(strangers, t) <= allowed]
+    negatives = sorted(d for d, same in pairs if not same)
+    allowed = len(negatives) // one_in
+    passing = [t for t in {*negatives, np.inf} if bisect.bisect_left(negatives, t) <= allowed]
     own = [d for d, same in pairs if same]
     return np.mean([d < max(passing) for d in own])
 
@@ -65,7 +65,7 @@ def people(seed, Q, G, D=7, identities=20, spread=2.0):
         x = center[pid] + spread * rng.normal(size=(n, D))
         sides.append((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
         columns.append({"pid": pid, "camid": rng.integers(1, 5, n)})
-    sides[1][: G // 3] = sides[1][G // 3 : G // 3 + G // 3]  # twins, so that equal distances decide
+    sides[1][: G // 3] = sides[1][G // 3 : G // 3 + G // 3]  # duplicates, so that equal distances decide
     return *sides, ranking.relevance("same_camera", *columns)
 
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_mmreid.batch import has_caption
-from jax_mmreid.evaluators.encoder import Encoder
+from jax_mmreid.errors import ConfigError
+from jax_mmreid.evaluators import runner
 from jax_mmreid.sharding import make_mesh
 
 H, W, L, D = 2, 3, 9, 5
@@ -23,7 +25,7 @@ PLACED = dict(mean=0.0, std=1 / 255)  # pixels as they are
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A picture is its first pixels, a caption the sum of its words; of what is absent there is no number."""
+    """A picture is its first pixels, a caption the sum of its words; the features of what is absent are NaN."""
 
     def encode(self, variables, batch):
         pictures = {m: self._picture(x) for m, x in batch["images"].items()}
@@ -40,7 +42,7 @@ class Whole:
     def embed(self, variables, features, use):
         (name,) = use
         if name not in features:
-            raise ValueError(f"whole: cannot read {name}")
+            raise ConfigError(f"whole: cannot read {name}")
         return features[name]
 
     @staticmethod
@@ -62,6 +64,7 @@ class Captioned:
     """A `Data` of splits of rows (pictures {modality: pixels or None}, captions {modality: sentence or ""})."""
 
     modalities = ("rgb", "nir")
+    spec = SimpleNamespace(modalities=modalities)
 
     def __init__(self, rows, batch=8, vocab=END + 1):
         self.splits = {"test": rows} if isinstance(rows, list) else rows
@@ -69,18 +72,21 @@ class Captioned:
 
     def num_rows(self, name):
         if name not in self.splits:
-            raise ValueError(f"data: no split {name!r}; there are {', '.join(self.splits)}")
+            raise ConfigError(f"data: no split {name!r}; there are {', '.join(self.splits)}")
         return len(self.splits[name])
 
     def present(self, name):
-        rows = self.splits[name]
+        rows = self.splits[name] if self.num_rows(name) else []
         present = {m: np.array([pictures.get(m) is not None for pictures, _ in rows]) for m in self.modalities}
-        told = np.array([all(captions.values()) for _, captions in rows])
-        return present | ({"text": told} if rows[0][1] else {})
+        present |= {f"text/{m}": np.array([bool(captions[m]) for _, captions in rows]) for m in rows[0][1]}
+        return present | ({"text": np.array([all(captions.values()) for _, captions in rows])} if rows[0][1] else {})
+
+    def columns(self, name):
+        return {key: np.zeros(self.num_rows(name), np.int32) for key in ("pid", "camid", "view")}
 
     def tokenize(self, sentences):
         if not self.vocab:
-            raise ValueError("data: there is no tokenizer")
+            raise ConfigError("data: there is no tokenizer")
         ids = np.zeros((len(sentences), L + 2), np.int32)  # captions are shorter, as they are trimmed
         for row, sentence in zip(ids, sentences):
             words = [VOCAB.index(word) for word in sentence.split()]
@@ -104,29 +110,29 @@ class Captioned:
                 batch["present"][m] = np.array(there)
             for m in mine[0][1]:
                 batch["text"][m] = self.tokenize([captions[m] for _, captions in mine] + ["red"] * pad)[:, :L]
-            batch["present"]["text"] = np.array([all(captions.values()) for _, captions in mine] + [True] * pad)
+            described = {f"text/{m}": has_caption(ids) for m, ids in batch["text"].items()}
+            if described:
+                batch["present"] |= described | {"text": np.all(list(described.values()), axis=0)}
             yield batch | {name: np.zeros(self.batch, np.int32) for name in ("pid", "camid", "view", "index")}
 
 
-def draw(seed, rows, sentences, *, absent=0.2, untold=0.2):
-    """Rows of random pictures and captions, of which some are absent; both modalities, independently."""
+def draw(seed, rows, sentences, *, absent=0.2, uncaptioned=0.2):
+    """Rows of random pictures and captions of both modalities; shares of them are absent, independently."""
     rng = np.random.default_rng(seed)
 
     def one():
         pixels = rng.integers(0, LEVELS, (H, W, 3)).astype(np.uint8)
-        return None if rng.random() < absent else pixels, "" if rng.random() < untold else str(rng.choice(sentences))
+        shown = rng.random() >= absent
+        return pixels if shown else None, "" if rng.random() < uncaptioned else str(rng.choice(sentences))
 
     drawn = [{m: one() for m in Captioned.modalities} for _ in range(rows)]
     return [({m: x[0] for m, x in row.items()}, {m: x[1] for m, x in row.items()}) for row in drawn]
 
 
-def run(module, data, devices=1, method=None, **rows):
-    """Results of checked rows of one kind of evaluation."""
-    for name, row in rows.items():
-        module.check(name, row, data)
+def run(data, devices=1, method=None, **rows):
+    """Results of rows, checked before."""
+    runner.check(rows, data)
     mesh = make_mesh(data=devices, model=1, devices=jax.devices()[:devices])
     variables = jax.device_put(VARIABLES, jax.NamedSharding(mesh, jax.P()))
-    uses = [use for row in rows.values() for use in module.uses(row)]
-    encoder = Encoder(method or Whole(), variables, data, mesh, uses=uses, **PLACED)
     with jax.transfer_guard("disallow"):  # as the training loop calls it
-        return module.run(rows, encoder)
+        return runner.run(rows, method or Whole(), variables, data, mesh, **PLACED)

@@ -1,90 +1,135 @@
-"""Rows of several kinds of evaluation in one config: what is refused, means, the best, and a table for each kind."""
+"""Rows of several kinds of evaluation: what is refused, means, the best, how a kind is found, and a table for each."""
 
-import pkgutil
-
-import jax
 import pytest
-from captioned import VARIABLES, Captioned, Whole, draw
+from captioned import PLACED, VARIABLES, Captioned, Whole, draw, run
 
 from jax_mmreid import evaluators
-from jax_mmreid.config import ConfigDict, base_config, missing_evals
-from jax_mmreid.errors import ConfigError
+from jax_mmreid.batch import Data
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators import runner
+from jax_mmreid.evaluators.retrieval import Retrieval
+from jax_mmreid.recipes.missing_settings import missing_evals
 from jax_mmreid.report import tables
-from jax_mmreid.sharding import make_mesh
 
 SENTENCES = ("a man in red", "a man", "a hat in blue")
 
 
-def several(**rows) -> ConfigDict:
-    """A config as a file would write it, with `rows` beside those of two kinds and their means."""
-    config = base_config(method="clip", dataset="rgbnt201")
+def several(**rows):
+    """Rows of two kinds and their means, with `rows` beside them."""
+    found = {}
     for direction, name in (("text_to_image", "back"), ("image_to_text", "there")):
-        config.evals[name] = dict(kind="image_text", split="test", modality="rgb", direction=direction)
-    config.evals.mean = dict(mean_of=("back", "there"))
+        found[name] = dict(kind="image_text", split="test", modality="rgb", direction=direction)
+    found["mean"] = dict(mean_of=("back", "there"))
     classes = {"red": "a man in red", "blue": "a man in blue"}
-    config.evals["colour/full"] = dict(kind="zero_shot", split="test", modality="nir", classes=classes)
-    config.evals["colour/mean"] = dict(mean_of=("colour/full",))
-    config.evals.update(rows)
-    config.aug.update(mean=0.0, std=1 / 255)
-    config.best = "there/rank5"
-    return config.lock()
+    found["colour/full"] = dict(kind="zero_shot", split="test", modality="nir", classes=classes)
+    found["colour/mean"] = dict(mean_of=("colour/full",), group="colour", setting="mean")
+    return found | rows
+
+
+def results_json(rows, evals, **more):
+    """What evaluate.py writes, as far as tables read it."""
+    whole = {"step": 27, "which": "best", "config_hash": "0123456789ab", "modalities": ["rgb", "nir", "tir"]}
+    return whole | runner.columns(rows) | {"evals": evals} | more
 
 
 def test_rows_of_several_kinds_are_measured_and_one_can_be_the_best():
-    config, data = several(), Captioned(draw(0, 20, SENTENCES))
-    evaluators.check(config, data)
-    mesh = make_mesh(data=1, model=1, devices=jax.devices()[:1])
-    results = evaluators.run(config, Whole(), jax.device_put(VARIABLES), data, mesh)
+    rows, data = several(), Captioned(draw(0, 20, SENTENCES))
+    runner.check_best("there/rank5", rows)
+    results = run(data, **rows)
     assert list(results) == ["back", "there", "mean", "colour/full", "colour/mean"]
     assert results["mean"]["median_rank"] == (results["back"]["median_rank"] + results["there"]["median_rank"]) / 2
     assert results["colour/mean"]["balanced"] == results["colour/full"]["balanced"]
-    assert evaluators.watched(config, results) == results["there"]["rank5"] > 0
-    table = tables.markdown(config, {"step": 9, "which": "last", "config_hash": "0", "evals": results})
+    assert runner.best_metric("there/rank5", results) == results["there"]["rank5"] > 0
+    assert runner.best_metric("gone/rank5", results) is None
+    labels = {name: [row.get(key) for key in ("kind", "group", "setting")] for name, row in results.items()}
+    assert labels["mean"] == ["image_text", None, None] and labels["colour/mean"] == ["zero_shot", "colour", "mean"]
+    table = tables.markdown(results_json(rows, results))
     assert table.count("| setting |") == 2 and "drop" not in table
 
 
 @pytest.mark.parametrize(
     ("best", "message"),
     [
-        ("there/mAP", "best='there/mAP': what evals.there can be best in is rank1, rank5, rank10"),
-        ("mean/median_rank", "what evals.mean can be best in is rank1"),  # of which less is better
-        ("colour/full/rank1", "what evals.colour/full can be best in is accuracy, balanced"),
+        ("there/mAP", "best='there/mAP': evals.there can pick a checkpoint by rank1, rank5, rank10"),
+        ("mean/median_rank", "evals.mean can pick a checkpoint by rank1"),  # of which less is better
+        ("colour/full/rank1", "evals.colour/full can pick a checkpoint by accuracy, balanced"),
+        ("gone/rank1", "best='gone/rank1': there is no row 'gone' in evals; the rows are back, there, mean, colour/f"),
     ],
 )
 def test_the_best_must_name_a_metric_of_its_row(best, message):
-    config, data = several(), Captioned(draw(0, 20, SENTENCES))
-    config.best = best
     with pytest.raises(ConfigError, match=message):
-        evaluators.check(config, data)
-    config.eval_every = 0
-    evaluators.check(config, data)
+        runner.check_best(best, several())
 
 
-def test_means_are_of_one_kind():
+def test_means_are_of_rows_that_exist_and_of_one_kind():
     data = Captioned(draw(0, 20, SENTENCES))
     for names in (("there", "colour/full"), ()):
         with pytest.raises(ConfigError, match=r"evals.odd: mean_of=\(.*\), expected rows of one kind"):
-            evaluators.check(several(odd=dict(mean_of=names)), data)
+            runner.check(several(odd=dict(mean_of=names)), data)
+    for name in ("gone", "mean"):
+        message = f"evals.odd: mean_of names '{name}'; it can name back, there, colour/full$"
+        with pytest.raises(ConfigError, match=message):
+            runner.check(several(odd=dict(mean_of=(name,))), data)
+    with pytest.raises(ConfigError, match="evals.odd: the row has a key 'junk'; there are mean_of, group, setting"):
+        runner.check(several(odd=dict(mean_of=("back",), junk="none")), data)
 
 
-def test_every_kind_says_what_it_prints():
-    names = {module.name for module in pkgutil.iter_modules(evaluators.__path__)}
-    assert names >= {"retrieval", "image_text", "zero_shot"}
-    for name in names:
-        module = evaluators.evaluator({"a": {"kind": name}}, "a")
-        assert set(module.NOT_FRACTIONS) <= set(module.COLUMNS.values()) and module.note({}, {}) == ""
+TOY = """
+from jax_mmreid.evaluators import Evaluator
+
+class Toy(Evaluator):
+    COLUMNS = {"answer": "answer"}
+
+    def check(self, data):
+        self.check_keys(("answer",))
+
+    def uses(self):
+        return []
+
+    def run(self, encoder):
+        return {"answer": self.row["answer"], "protocol": "p", "feature": "f"}
+"""
+
+
+def test_a_kind_is_a_file_with_one_class_and_the_tools_of_evaluators_are_no_kinds(tmp_path, monkeypatch):
+    (tmp_path / "toy.py").write_text(TOY)
+    (tmp_path / "broken.py").write_text("import no_such_module")
+    monkeypatch.setattr(evaluators, "__path__", [*evaluators.__path__, str(tmp_path)])
+    rows = {"a": dict(kind="toy", answer=0.5, group="g", setting="s"), "m": dict(mean_of=("a",))}
+    results = run(Captioned(draw(0, 5, SENTENCES)), **rows)
+    assert results["a"] == dict(kind="toy", group="g", setting="s", answer=0.5, protocol="p", feature="f")
+    assert "| s (g) | 50.0 |" in tables.markdown(results_json(rows, results))
+    for name in ("runner", "encoder", "retreival"):
+        known = "broken, image_text, retrieval, toy, zero_shot$"
+        with pytest.raises(ConfigError, match=f"evals.a: kind='{name}': there is no such kind of .* there are {known}"):
+            runner.check({"a": dict(kind=name)}, Captioned(draw(0, 5, SENTENCES)))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        runner.check({"a": dict(kind="broken")}, Captioned(draw(0, 5, SENTENCES)))
+
+
+def test_a_defect_of_ours_is_not_dressed_as_an_error_of_the_row(monkeypatch):
+    def broken(self, encoder):
+        raise error("defect")
+
+    monkeypatch.setattr(Retrieval, "run", broken)
+    rows = {"a": dict(query=dict(split="test", use=("rgb",)), gallery=dict(split="test", use=("rgb",)), junk="none")}
+    for error, message in ((ValueError, "^defect"), (DataError, "^evals.a: defect"), (ConfigError, "^evals.a: defect")):
+        with pytest.raises(error, match=message):
+            runner.run(rows, Whole(), VARIABLES, Data, None, **PLACED)
 
 
 def test_there_is_a_table_for_each_kind_in_the_order_in_which_they_come():
-    retrieval = missing_evals(("rgb", "nir", "tir"), "test", "same_camera")
-    whole = dict(mAP=0.8, rank1=0.5, rank5=0.75, rank10=0.875, rank20=1.0, mINP=0.125)
-    both = dict(rank1=0.25, rank5=0.5, rank10=0.75, median_rank=4.5, chance=0.125)
-    colour = dict(accuracy=0.5, balanced=0.25, chance=0.5, pictures=10, left_out=3)
-    evals = {"back": both | dict(left_out=2), "full": whole, "colour/full": colour}
-    evals |= {"no_r": whole | dict(mAP=0.6, rank1=0.6, skipped={"query": 1, "gallery": 2}), "mean": both}
-    results = {"step": 27, "which": "best", "config_hash": "0123456789ab", "evals": evals}
-    results["forced"] = ["seed (1 -> 2)"]
-    assert tables.markdown(several(**retrieval), results) == EXPECTED
+    """A zero-shot row that is called like a setting of missing modalities is none."""
+    rows = several(**missing_evals(("rgb", "nir", "tir"), "test", "same_camera"))
+    retrieval = dict(kind="retrieval", group="")
+    whole = retrieval | dict(mAP=0.8, rank1=0.5, rank5=0.75, rank10=0.875, rank20=1.0, mINP=0.125)
+    both = dict(kind="image_text", rank1=0.25, rank5=0.5, rank10=0.75, median_rank=4.5, chance=0.125)
+    colour = dict(kind="zero_shot", accuracy=0.5, balanced=0.25, chance=0.5, pictures=10, note="leaves out 3 pictures.")
+    evals = {"back": both | dict(note="leaves out 2 pictures."), "full": whole | dict(setting="full")}
+    evals |= {"colour/full": colour, "no_r": whole | dict(setting="no_r", mAP=0.6, rank1=0.6, note="leaves out 1 row.")}
+    evals |= {"mean": both, "shade": colour | dict(group="shade", setting="full", accuracy=1.0)}
+    results = results_json(rows, evals, forced=["seed (1 -> 2)"])
+    assert tables.markdown(results) == EXPECTED
 
 
 EXPECTED = """\
@@ -95,7 +140,7 @@ Checkpoint at step 27 (best), config 0123456789ab.
 | back | 25.0 | 50.0 | 75.0 | 4.5 | 12.5 |
 | mean | 25.0 | 50.0 | 75.0 | 4.5 | 12.5 |
 
-back leaves out 2 pictures, of which nothing is said.
+back leaves out 2 pictures.
 
 | setting | RNT | -R |
 |---|---|---|
@@ -108,13 +153,16 @@ back leaves out 2 pictures, of which nothing is said.
 | R-20 | 100.0 | 100.0 |
 | mINP | 12.5 | 12.5 |
 
--R leaves out 1 query rows and 2 gallery rows, which have no picture that it uses.
+-R leaves out 1 row.
 
 | setting | accuracy | balanced | chance |
 |---|---|---|---|
-| RNT (colour) | 50.0 | 25.0 | 50.0 |
+| colour/full | 50.0 | 25.0 | 50.0 |
+| full (shade) | 100.0 | 25.0 | 50.0 |
 
-RNT (colour) leaves out 3 pictures, of which none or several of the classes are said.
+colour/full leaves out 3 pictures.
+
+full (shade) leaves out 3 pictures.
 
 Forced: the weights were trained with another config: seed (1 -> 2).
 """

@@ -5,6 +5,7 @@ import pytest
 from brute import metrics, problems, ranks
 from hypothesis import given, settings
 
+from jax_mmreid.errors import DataError
 from jax_mmreid.metrics import ranking
 from jax_mmreid.metrics.ranking import Relevance
 
@@ -12,7 +13,7 @@ from jax_mmreid.metrics.ranking import Relevance
 def check(dist, rows, by_identity=False):
     expected = metrics(dist, rows, by_identity)
     if expected is None:
-        with pytest.raises(ValueError, match="no query has a match in the gallery"):
+        with pytest.raises(DataError, match="no query has a match in the gallery"):
             ranking.rank(dist, rows, by_identity=by_identity)
         return
     got = ranking.rank(dist, rows, by_identity=by_identity)
@@ -21,7 +22,7 @@ def check(dist, rows, by_identity=False):
         np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-12, err_msg=name)
 
 
-def told(match, junk, dist=None):
+def one_query(match, junk, dist=None):
     """(dist, rows) of one query whose gallery is marked by hand."""
     dist = np.arange(len(match))[None] / 10 if dist is None else np.array([dist], float)
     gallery_pid = np.where(match, 0, 1 + np.arange(len(match)))
@@ -74,12 +75,12 @@ def test_a_gallery_longer_than_the_cmc_and_than_one_in_a_hundred_pairs():
     assert 0 <= got["TPR@1e-4"] <= got["TPR@1e-3"] < got["TPR@1e-2"] < 0.03  # as chance has it: about the rate itself
 
 
-def test_the_strangers_that_may_pass_do_and_no_more():
-    """100 strangers at 0, 1, .., 99: at a rate of 1 % one may pass, at less none."""
+def test_as_many_negative_pairs_pass_as_may_and_no_more():
+    """100 negative pairs at 0, 1, .., 99: at a rate of 1 % one may pass, at less none."""
     dist = np.concatenate([np.arange(100), [0.5, 1.0, 1.5, -1.0]])[None]
     rows = Relevance(np.zeros(1, int), np.repeat([1, 0], [100, 4]), np.zeros(1, int), np.ones(104, int))
     got = ranking.rank(dist, rows)
-    assert got["TPR@1e-2"] == 2 / 4  # nearer than the stranger at 1; a tie with it is not
+    assert got["TPR@1e-2"] == 2 / 4  # nearer than the negative pair at 1; a tie with it is not
     assert got["TPR@1e-3"] == got["TPR@1e-4"] == 1 / 4
 
 
@@ -94,7 +95,7 @@ def test_what_is_kept_for_tprs_stays_small():
     assert nearest.share(own, 100) == 1 / 3
 
 
-def test_without_strangers_all_may_pass():
+def test_without_negative_pairs_all_may_pass():
     dist, rows = np.zeros((1, 3)), Relevance(*(np.array(x) for x in ([0], [0, 0, 0], [0], [1, 1, 1])))
     got = ranking.rank(dist, rows)
     assert [got[name] for name in ranking.FPRS] == [1.0, 1.0, 1.0]
@@ -118,11 +119,11 @@ def test_identities_ahead_count_once_and_hidden_rows_not_at_all():
 
 def test_fewer_identities_than_ranks_repeat_the_last_value():
     identities = np.arange(60) % 3
-    sought = Relevance(np.arange(3), identities, np.zeros(3, int), np.ones(60, int))
+    rows = Relevance(np.arange(3), identities, np.zeros(3, int), np.ones(60, int))
     dist = np.where(np.arange(3)[:, None] == identities, 1.0, 0.5)  # own rows come last, behind 40 of two identities
-    got = ranking.rank(dist, sought, by_identity=True)
+    got = ranking.rank(dist, rows, by_identity=True)
     assert got["cmc"].shape == (50,) and got["cmc"].tolist() == [0, 0] + 48 * [1]
-    assert (ranking.rank(dist, sought)["cmc"][:40] == 0).all()
+    assert (ranking.rank(dist, rows)["cmc"][:40] == 0).all()
 
 
 # Made by the official TVI-LFM code (its units eval and eval2): five ranks of the CMC, mAP, mINP.
@@ -167,7 +168,7 @@ def test_the_metrics_of_sysu_llcm_and_regdb_are_the_official_ones(rule, number):
 
 
 def test_known_values():
-    dist, rows = told([False, True, False, True, True], [True, False, False, False, False])
+    dist, rows = one_query([False, True, False, True, True], [True, False, False, False, False])
     got = ranking.rank(dist, rows)
     assert got["mAP"] == pytest.approx((1 / 1 + 2 / 3 + 3 / 4) / 3)
     assert got["mINP"] == 3 / 4 and got["rank1"] == 1 and got["num_valid"] == 1
@@ -178,14 +179,14 @@ def test_known_values():
 
 @pytest.mark.parametrize("place", [0, 16, 36])
 def test_equal_distances_rank_by_gallery_index(place):
-    dist, rows = told(np.arange(37) == place, np.zeros(37, bool), dist=np.zeros(37))
+    dist, rows = one_query(np.arange(37) == place, np.zeros(37, bool), dist=np.zeros(37))
     assert ranking.rank(dist, rows)["mAP"] == 1 / (place + 1)
     assert ranking.rank(dist, rows, by_identity=True)["mAP"] == 1 / (place + 1)
 
 
 @pytest.mark.parametrize("match, junk, valid", [(True, False, True), (True, True, False), (False, False, False)])
 def test_a_gallery_of_one(match, junk, valid):
-    problem = told([match], [junk])
+    problem = one_query([match], [junk])
     check(*problem)
     if valid:
         got = ranking.rank(*problem)
@@ -195,7 +196,7 @@ def test_a_gallery_of_one(match, junk, valid):
 def test_queries_without_a_match_are_left_out():
     dist, rows = crowd(2, 7, 53)
     pid, junk = rows.query_pid.copy(), rows.query_junk.copy()
-    pid[2] = 100  # nobody's
+    pid[2] = 100  # of no gallery row
     junk[4] = 100
     rows = rows._replace(query_pid=pid, query_junk=junk, gallery_junk=np.where(rows.gallery_pid == pid[4], 100, 0))
     keep = [0, 1, 3, 5, 6]
@@ -234,27 +235,27 @@ def test_the_input_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    "dist, message",
+    "dist, error, message",
     [
-        (np.full((3, 5), np.nan), "NaN"),
-        (np.zeros((3, 4)), r"dist has \(3, 4\) from row 0 on, expected rows of \(3, 5\)"),
-        (np.zeros((4, 5)), r"dist has \(4, 5\) from row 0 on"),
-        (np.zeros(15), r"dist has \(15,\) from row 0 on"),
-        (np.zeros((2, 5)), r"dist has 2 rows, expected \(3, 5\)"),
-        (iter([np.zeros((2, 5)), np.zeros((2, 5))]), r"dist has \(2, 5\) from row 2 on"),
+        (np.full((3, 5), np.nan), DataError, "dist has NaN"),
+        (np.zeros((3, 4)), ValueError, r"dist has \(3, 4\) from row 0 on, expected rows of \(3, 5\)"),
+        (np.zeros((4, 5)), ValueError, r"dist has \(4, 5\) from row 0 on"),
+        (np.zeros(15), ValueError, r"dist has \(15,\) from row 0 on"),
+        (np.zeros((2, 5)), ValueError, r"dist has 2 rows, expected \(3, 5\)"),
+        (iter([np.zeros((2, 5)), np.zeros((2, 5))]), ValueError, r"dist has \(2, 5\) from row 2 on"),
     ],
 )
-def test_what_cannot_be_ranked_is_said_in_one_line(dist, message):
+def test_distances_that_cannot_be_ranked_are_refused_in_one_line(dist, error, message):
     rows = Relevance(np.zeros(3, int), np.zeros(5, int), np.zeros(3, int), np.ones(5, int))
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(error, match=message) as raised:
         ranking.rank(dist, rows)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("Q, G, pid, junk", [(3, 5, 1, 1), (3, 5, 0, 0), (3, 0, 0, 1), (0, 5, 0, 1)])
 def test_a_gallery_without_any_match_is_no_success(Q, G, pid, junk):
     rows = Relevance(np.zeros(Q, int), np.full(G, pid), np.zeros(Q, int), np.full(G, junk))
-    with pytest.raises(ValueError, match="no query has a match in the gallery; check the split and the junk rule"):
+    with pytest.raises(DataError, match="no query has a match in the gallery; check the split and the junk rule"):
         ranking.rank(np.zeros((Q, G)), rows)
 
 
@@ -284,7 +285,7 @@ def test_junk_agrees_in_identity_and_one_more_column(rule, other):
             assert junk[q, g] == (QUERY["pid"][q] == GALLERY["pid"][g] and QUERY[other][q] == GALLERY[other][g])
 
 
-def test_to_camera_3_of_sysu_camera_2_is_junk_whoever_it_shows():
+def test_to_camera_3_of_sysu_camera_2_is_junk_of_any_identity():
     query = dict(pid=np.array([1, 1, 2]), camid=np.array([3, 6, 2]))
     gallery = dict(pid=np.array([1, 2, 1, 3, 2]), camid=np.array([2, 2, 1, 3, 2]))
     junk = masks(ranking.relevance("sysu_cameras", query, gallery))[1]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics import rerank as module
 from jax_mmreid.metrics.rerank import rerank
 
@@ -137,6 +138,17 @@ def test_lam_of_one_ranks_as_the_plain_distances():
     assert (np.argsort(whole(query, gallery, k1=5)) != np.argsort(plain)).any()
 
 
+def test_features_on_a_device_give_the_same_and_stay_there():
+    x = clustered(5, identities=7, each=11, D=3)
+    expected = whole(x[:17], x[17:], k1=7, k2=3)
+    query, gallery = jax.device_put(x[:17]), jax.device_put(x[17:])
+    np.testing.assert_array_equal(whole(query, gallery, k1=7, k2=3), expected)
+    np.testing.assert_array_equal(whole(query, x[17:], k1=7, k2=3), expected)  # one that did not fit
+    for side in (query * np.inf, query * np.float32(1e19), query[:0]):
+        with pytest.raises(DataError, match="re-ranking: the query has no rows|query features are not finite"):
+            rerank(side, gallery)
+
+
 def test_a_query_that_is_in_the_gallery_finds_itself_first():
     rng = np.random.default_rng(0)
     gallery = rng.standard_normal((53, 97)).astype(np.float32)
@@ -201,25 +213,25 @@ ONES = np.ones((3, 2), np.float32)
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, error, message",
     [
-        (dict(k1=0), "k1 0 and k2 6 must be at least 1"),
-        (dict(k2=0), "k1 20 and k2 0 must be at least 1"),
-        (dict(lam=-0.1), "lam -0.1 must be between 0"),
-        (dict(lam=1.1), "lam 1.1 must be between 0"),
-        (dict(lam=math.nan), "lam nan must be between 0"),
-        (dict(query=np.ones(2)), r"query \(2,\) and gallery \(3, 2\) must be \[Q,D\] and \[G,D\]"),
-        (dict(gallery=np.ones((1, 3, 2))), r"gallery \(1, 3, 2\) must be"),
-        (dict(gallery=np.ones((3, 5))), r"query \(3, 2\) and gallery \(3, 5\) must be"),
-        (dict(query=ONES[:0]), "the query has no rows"),
-        (dict(gallery=ONES[:0]), "the gallery has no rows"),
-        (dict(query=ONES * np.nan), "query features are not finite"),
-        (dict(gallery=np.array([[1, 2], [3, np.inf]])), "gallery features are not finite"),
-        (dict(gallery=ONES * 1e19), "gallery features .* too large to be squared"),
+        (dict(k1=0), ConfigError, "k1=0 and k2=6 must be at least 1"),
+        (dict(k2=0), ConfigError, "k1=20 and k2=0 must be at least 1"),
+        (dict(lam=-0.1), ConfigError, r"lam=-0.1 must lie in \[0, 1\]"),
+        (dict(lam=1.1), ConfigError, r"lam=1.1 must lie in \[0, 1\]"),
+        (dict(lam=math.nan), ConfigError, r"lam=nan must lie in \[0, 1\]"),
+        (dict(query=np.ones(2)), ValueError, r"query \(2,\) and gallery \(3, 2\) must be \[Q,D\] and \[G,D\]"),
+        (dict(gallery=np.ones((1, 3, 2))), ValueError, r"gallery \(1, 3, 2\) must be"),
+        (dict(gallery=np.ones((3, 5))), ValueError, r"query \(3, 2\) and gallery \(3, 5\) must be"),
+        (dict(query=ONES[:0]), DataError, "the query has no rows"),
+        (dict(gallery=ONES[:0]), DataError, "the gallery has no rows"),
+        (dict(query=ONES * np.nan), DataError, "query features are not finite"),
+        (dict(gallery=np.array([[1, 2], [3, np.inf]])), DataError, "gallery features are not finite"),
+        (dict(gallery=ONES * 1e19), DataError, "gallery features .* too large to be squared"),
     ],
 )
-def test_what_cannot_be_ranked_is_said_in_one_line_at_the_call(change, message):
+def test_what_cannot_be_ranked_is_refused_in_one_line_at_the_call(change, error, message):
     arguments = dict(query=ONES, gallery=ONES) | change
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(error, match=message) as raised:
         rerank(arguments.pop("query"), arguments.pop("gallery"), **arguments)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(raised.value)

@@ -10,7 +10,8 @@ import pytest
 from brute import metrics, people, problems, ranks
 from hypothesis import given, settings
 
-from jax_mmreid.metrics import device_ranking, ranking
+from jax_mmreid.errors import DataError
+from jax_mmreid.metrics import device_ranking, ranking, vectors
 from jax_mmreid.sharding import make_mesh
 
 ONE = make_mesh(data=1, model=1, devices=jax.devices()[:1])
@@ -22,7 +23,7 @@ MESHES = {
 
 
 def dots(query, gallery):
-    """Distances whose ranks `search` must find; small whole numbers have exact products."""
+    """Distances whose ranks must be found; small whole numbers have exact products."""
     return -(query.astype(np.float64) @ gallery.T.astype(np.float64))
 
 
@@ -34,7 +35,7 @@ def test_ranks_are_those_of_the_definitions(by_identity):
         query, gallery, rows = problem
         expected = metrics(dots(query, gallery), rows, by_identity)
         if expected is None:
-            with pytest.raises(ValueError, match="no query has a match in the gallery"):
+            with pytest.raises(DataError, match="no query has a match in the gallery"):
                 device_ranking.rank(*problem, ONE, by_identity=by_identity)
             return
         hits, first = device_ranking.ranks(*problem, ONE, by_identity=by_identity)
@@ -73,6 +74,39 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, sides):
     monkeypatch.setattr(device_ranking, "GALLERY", sides[1])
     for name, value in device_ranking.rank(query, gallery, rows, MESHES["3"]).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def on_devices(x, mesh, batches, rng):
+    """The rows of x [n,D] as a model makes them: in batches over the devices, with padding rows of NaN."""
+    width = 8 * -(-len(x) // (8 * batches)) + 8
+    spread = jax.NamedSharding(mesh, jax.P("data"))
+    parts, valid = [], []
+    for rows in np.array_split(np.arange(len(x)), batches):
+        keep = np.sort(rng.permutation(width)[: len(rows)])
+        part = np.full((width, x.shape[1]), np.nan, np.float32)
+        part[keep] = x[rows]
+        parts.append(jax.device_put(part, spread))
+        valid.append(np.isin(np.arange(width), keep))
+    return vectors.on_devices(parts, valid, mesh)
+
+
+@pytest.mark.parametrize("mesh", ["1", "4x2"])
+@pytest.mark.parametrize("by_identity", [False, True])
+def test_vectors_on_devices_are_ranked_as_those_of_the_host(mesh, by_identity):
+    """Rows are chosen and reordered on both sides, as settings and draws do; nothing else differs, to the last bit."""
+    rng, mesh = np.random.default_rng(0), MESHES[mesh]
+    query, gallery, _ = people(9, 70, 150)
+    mine, theirs = rng.permutation(70)[:53], rng.permutation(150)[:131]
+    numbers = [{"pid": rng.integers(0, 9, n), "camid": rng.integers(1, 4, n)} for n in (53, 131)]
+    rows = ranking.relevance("same_camera", *numbers)
+    host = query[mine], gallery[theirs]
+    devices = on_devices(query, mesh, 3, rng)[mine], on_devices(gallery, mesh, 5, rng)[theirs]
+    for x, y in zip(host, devices):
+        np.testing.assert_array_equal(x, y.local(mesh))
+    expected = device_ranking.rank(*host, rows, ONE, by_identity=by_identity)
+    found = device_ranking.rank(*devices, rows, mesh, by_identity=by_identity)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def test_given_and_computed_distances_have_the_same_metrics():
@@ -125,19 +159,27 @@ def test_no_device_holds_all_distances(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        (dict(query=np.full((3, 2), np.nan)), r"query vector 0 is not finite \(3 such vectors\)"),
-        (dict(gallery=np.array([[0, 1], [1e30, 0], [1, 0], [1, 1], [0, 0]])), "gallery vector 1 is not finite"),
-        (dict(query=np.ones((3, 4))), "query vectors have 4 numbers, gallery vectors 2; both sides must come from one"),
-        (dict(query=np.ones((2, 2))), r"query vectors \(2, 2\) must be \[n,D\] with n=3"),
-        (dict(gallery=np.ones(5)), r"gallery vectors \(5,\) must be \[n,D\] with n=5"),
-        (dict(gallery=np.ones((0, 2)), pid=np.zeros(0, int)), "no query has a match"),
+        (dict(query=np.full((3, 2), np.nan)), DataError, r"query vector 0 is not finite \(3 such vectors\)"),
+        (
+            dict(gallery=np.array([[0, 1], [1e30, 0], [1, 0], [1, 1], [0, 0]])),
+            DataError,
+            "gallery vector 1 is not finite",
+        ),
+        (
+            dict(query=np.ones((3, 4))),
+            ValueError,
+            "query vectors have 4 numbers, gallery vectors 2; both",
+        ),
+        (dict(query=np.ones((2, 2))), ValueError, "there are 2 query vectors and 3 query rows"),
+        (dict(gallery=np.ones(5)), ValueError, r"gallery vectors \(5,\) must be \[n,D\]"),
+        (dict(gallery=np.ones((0, 2)), pid=np.zeros(0, int)), DataError, "no query has a match"),
     ],
 )
-def test_what_cannot_be_ranked_is_said_in_one_line(change, message):
+def test_vectors_that_cannot_be_ranked_are_refused_in_one_line(change, error, message):
     sides = dict(query=np.ones((3, 2)), gallery=np.ones((5, 2)), pid=np.zeros(5, int)) | change
     rows = ranking.relevance("none", {"pid": np.zeros(3, int)}, {"pid": sides["pid"]})
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(error, match=message) as raised:
         device_ranking.rank(sides["query"], sides["gallery"], rows, ONE)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(raised.value)
