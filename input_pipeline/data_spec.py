@@ -1,4 +1,4 @@
-"""What data would look like, from published counts and without a look at a picture."""
+"""The spec of a dataset from its published counts, without reading a picture: for models that are not trained here."""
 
 import dataclasses
 import os
@@ -6,73 +6,64 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import datasets, validation
-from input_pipeline.text.token_table import Options
+from input_pipeline import datasets
+from input_pipeline.data_config import DataConfig, TextConfig
 from input_pipeline.text.tokenizer import open_tokenizer
 from jax_mmreid.batch import DataSpec
+from jax_mmreid.errors import ConfigError
 
-CLIP = 49408  # ids in the vocabulary of every published CLIP
+CLIP_VOCAB = 49408  # ids in the vocabulary of every published CLIP
 
 
 @dataclasses.dataclass(frozen=True)
 class DescribedData:
-    """The fields of `jax_mmreid.batch.Data` that a model is built from; it has nothing to read."""
+    """The part of `jax_mmreid.batch.Data` that a model is built from; there is nothing to read."""
 
-    spec: DataSpec  # pids 0..K-1, steps of an epoch of every row once, the longest captions, of all modalities
+    spec: DataSpec  # pids 0..K-1, an epoch of every row once, captions of all modalities and of full length
     _rows: int
-    _words: Options
+    _text: TextConfig
 
     def tokenize(self, sentences: Sequence[str]) -> np.ndarray:
-        """Token ids [n,L] int32, L = `text.context`, by a vocabulary that is there already."""
-        return open_tokenizer(self._words.tokenizer, context=self._words.context).encode(sentences)
+        """Token ids [n,L] int32, L = `text.context`; raises ConfigError for a vocabulary that is not there yet."""
+        return open_tokenizer(self._text.tokenizer, context=self._text.context).encode(sentences)
 
     def num_rows(self, name: str) -> int:
-        """Rows of the split "train"; ValueError for another, which nothing describes."""
+        """Rows of the split "train"; raises ConfigError for another one, whose size is not known."""
         if name != "train":
-            raise ValueError(f"data: no split {name!r} is described, only 'train'")
+            raise ConfigError(f"data: no split {name!r}; only the size of 'train' is known without the data")
         return self._rows
 
 
-def describe(
-    *,
-    name: str,
-    data_dir: str,
-    modalities: Sequence[str],
-    image_size: tuple[int, int],
-    identities: int,
-    instances: int,
-    options: dict | None = None,
-    text: dict | None = None,
-    **_: object,
-) -> DescribedData:
-    """Dataset `name` by the counts that its module states, for a model that is built and not trained.
+def describe(config: DataConfig) -> DescribedData:
+    """The data of `config` by the counts that the dataset's module states.
 
-    Arguments are those of `open_data`; the others of them are taken and not needed. Raises ValueError for an argument
-    that cannot be, DataError for a folder of `text.tokenizer` that holds no vocabulary.
+    Raises ConfigError for a config that cannot be, DataError for a folder in `text.tokenizer` without a vocabulary.
     """
-    modalities, words = validation.distinct(modalities), Options(**text or {})
-    validation.check_sizes(identities=identities, instances=instances, threads=0)
-    counts = datasets.find(name, "counts", options or {}, data_dir=data_dir, modalities=modalities)()["train"]
+    given = dict(data_dir=config.data_dir, modalities=config.modalities)
+    counts = datasets.find(config.name, "counts", config.options, **given)()["train"]
+    batch_size, text = config.identities * config.instances, config.text
     spec = DataSpec(
-        name=name,
+        name=config.name,
         fingerprint="",
-        modalities=modalities,
-        image_size=tuple(image_size),
+        modalities=config.modalities,
+        image_size=config.image_size,
         pids=tuple(range(counts.identities)),
         cameras=counts.cameras,
-        batch_size=identities * instances,
-        steps_per_epoch=max(1, counts.rows // (identities * instances)),
-        text=modalities if words.tokenizer else (),
-        text_length=words.context if words.tokenizer else 0,
-        vocab=_vocab(words),
+        batch_size=batch_size,
+        steps_per_epoch=max(1, counts.rows // batch_size),
+        text=config.modalities if text.tokenizer else (),
+        text_length=text.context if text.tokenizer else 0,
+        vocab=_vocab(text),
+        resize=config.resize,
+        range16=config.range16,
     )
-    return DescribedData(spec, _rows=counts.rows, _words=words)
+    return DescribedData(spec, _rows=counts.rows, _text=text)
 
 
-def _vocab(words: Options) -> int:
-    """The number of token ids: of "train" the most that there can be, of what is not in a folder here that of CLIP."""
-    if not words.tokenizer:
+def _vocab(text: TextConfig) -> int:
+    """The number of token ids: of "train" the upper limit, of a vocabulary that is not a folder here that of CLIP."""
+    if not text.tokenizer:
         return 0
-    if words.tokenizer == "train":
-        return words.vocab_size
-    return open_tokenizer(words.tokenizer, context=words.context).vocab if os.path.isdir(words.tokenizer) else CLIP
+    if text.tokenizer == "train":
+        return text.vocab_size
+    return open_tokenizer(text.tokenizer, context=text.context).vocab if os.path.isdir(text.tokenizer) else CLIP_VOCAB

@@ -1,4 +1,7 @@
-"""Records: what a dataset says about its pictures, as a table of columns. Every dataset module returns these."""
+"""Records: the pictures of a split with their identities, cameras and captions, as a table of columns.
+
+Every dataset module returns these.
+"""
 
 import collections
 import dataclasses
@@ -11,12 +14,14 @@ import numpy as np
 
 from jax_mmreid.errors import DataError
 
+REPHRASED = "_rephrased"  # how the names of columns of rephrased captions end
+
 
 class Counts(NamedTuple):
-    """How much a split holds, as published or as its maker was told."""
+    """The size of a split, as published or as it is to be drawn; 0 and () for what is not known."""
 
     identities: int
-    cameras: tuple[int, ...]  # their numbers, ascending
+    cameras: tuple[int, ...]  # ascending
     rows: int
 
 
@@ -34,9 +39,9 @@ class Records:
     view: np.ndarray  # [N] int32, zeros where the dataset has no views
     # modality -> [N] int32, which picture of a file that holds several: a third of a strip, a row of an .npy array
     parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    # "rgb", "nir", ..: what is said of such a picture of the row; "rgb_rephrased", ..: the same in other words
-    captions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # -> [N] str, "" where nothing is said
-    # Where pictures are not files: packed[rows[i]] is {modality: the bytes of a file of its own} of row i
+    # "rgb", "nir", ..: captions of the row's picture of that modality; "rgb_rephrased", ..: the same, rephrased
+    captions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # -> [N] str, "" without a caption
+    # Where pictures are not files: packed[rows[i]] is {modality: the bytes of a picture file} of row i
     packed: Sequence[dict[str, bytes]] | None = None
     rows: np.ndarray | None = None  # [N] int64
 
@@ -55,7 +60,7 @@ class Records:
         return len(self.pid)
 
     def has_file(self) -> np.ndarray:
-        """Which files exist, [N,M] bool with the modalities in the order of `paths`."""
+        """Which pictures exist, [N,M] bool with the modalities in the order of `paths`."""
         return np.stack([column != "" for column in self.paths.values()], axis=1)
 
     def take(self, rows: np.ndarray) -> "Records":
@@ -72,18 +77,21 @@ class Records:
         )
 
     def path(self, modality: str, row: int) -> str:
-        """Where the file of one picture lies."""
+        """The path of the file of one picture."""
         return os.path.join(self.root, str(self.paths[modality][row]))
 
     def part(self, modality: str, row: int) -> int | None:
-        """Which picture of its file one is; None for a file that holds no other, as all packed ones are."""
+        """Which picture of its file a picture is; None for a file of one picture, as all packed ones are."""
         whole = self.packed is not None or modality not in self.parts
         return None if whole else int(self.parts[modality][row])
 
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with relative paths, captions, identities or cameras, not with the root."""
+    def fingerprint(self, *, captions: bool = True) -> str:
+        """16 hexadecimal digits that change with relative paths, identities and cameras, and with captions if asked.
+
+        The root does not count.
+        """
         digest = hashlib.sha256()
-        for name, column in (*self.paths.items(), *self.captions.items()):
+        for name, column in (*self.paths.items(), *(self.captions.items() if captions else ())):
             digest.update("\n".join([f"[{name}]", *column.tolist(), ""]).encode())
         for column in (*self.parts.values(), self.pid, self.camid):
             digest.update(np.asarray(column, "<i8").tobytes())

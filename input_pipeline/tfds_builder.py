@@ -1,10 +1,10 @@
-"""Packs a dataset into TFDS: a few large files that a pod reads from a bucket, where thousands of small ones are slow.
+"""Packs a dataset into TFDS: a few large files, which are faster to read from a bucket than thousands of small ones.
 
 python -m input_pipeline.tfds_builder --dataset=rgbnt201 --data_dir=data/RGBNT201 --output=PACKED
 python -m jax_mmreid.main --config=configs/rgbnt201.py --config.data.source=tfds --config.data.data_dir=PACKED
 
-Pictures are the bytes of their files, as they are; one of several in a file (a strip, an array) becomes a PNG of its
-own, with the same pixels. Rows keep their order. TensorFlow is not needed.
+Pictures are stored as the bytes of their files; one of several pictures in a file (a strip, an array) is stored as a
+PNG with the same pixels. Rows keep their order. TensorFlow is not needed.
 """
 
 import argparse
@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import input_pipeline
 from input_pipeline.check import option
+from input_pipeline.data_config import DataConfig
+from input_pipeline.opened_data import load_records
 from input_pipeline.reading import images, packed
 from input_pipeline.records import Records
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 
 
 def build(
@@ -25,8 +26,8 @@ def build(
 ) -> dict[str, int]:
     """Packs every split below `output` and returns their numbers of rows.
 
-    `options` are keyword arguments of the dataset's `load`. Raises ValueError for an argument that cannot be, DataError
-    for data that cannot be read and for an output that exists.
+    `options` are keyword arguments of the dataset's `load`. Raises ConfigError for a dataset, modality or option that
+    does not exist, DataError for data that cannot be read and for an output that exists.
     """
     import tensorflow_datasets as tfds
 
@@ -34,12 +35,18 @@ def build(
     target = packed.folder(output, dataset)
     if target.exists():
         raise DataError(f"tfds_builder: {target} exists; choose another --output or remove it")
-    splits = input_pipeline.load_records(
-        dataset, data_dir, modalities=modalities, allow_missing_files=allow_missing_files, options=options
+    splits = load_records(
+        DataConfig(
+            name=dataset,
+            data_dir=data_dir,
+            modalities=tuple(modalities),
+            allow_missing_files=allow_missing_files,
+            options=options,
+        )
     )
 
     class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """The dataset as TFDS sees it."""
+        """The dataset in the form that TFDS writes."""
 
         name = dataset
         VERSION = tfds.core.Version(packed.VERSION)
@@ -48,7 +55,7 @@ def build(
             pictures = {name: tfds.features.Scalar(np.bytes_) for name in modalities}
             columns = {key: tfds.features.Scalar(np.int32) for key in packed.FIXED}
             features = tfds.features.FeaturesDict(pictures | columns)
-            # Rows are found again by their number.
+            # Rows are read by their number.
             return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
         def _split_generators(self, dl_manager):
@@ -66,7 +73,7 @@ def build(
 
 
 def _picture(records: Records, modality: str, row: int) -> bytes:
-    """A file with one picture; nothing where there is none."""
+    """The bytes of a file with this picture only; empty if there is no picture."""
     if not records.paths[modality][row]:
         return b""
     part = records.part(modality, row)
@@ -85,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.tfds_builder", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True, help="a module of input_pipeline.datasets")
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--output", required=True, help="a folder or bucket; the dataset gets one of its own there")
+    parser.add_argument("--output", required=True, help="a folder or bucket, in which the dataset gets a folder")
     parser.add_argument("--modalities", default="rgb/nir/tir", help="joined by '/'")
     parser.add_argument("--allow_missing_files", action="store_true")
     parser.add_argument(
@@ -101,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_missing_files=arguments.allow_missing_files,
             **dict(arguments.option),
         )
-    except ValueError as error:
+    except ConfigError as error:
         print(f"tfds_builder: {error}", file=sys.stderr)
         return 2
     except DataError as error:

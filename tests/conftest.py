@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline import open_data
+from input_pipeline import DataConfig, MissingConfig, open_data
 from jax_mmreid import experiment
 from jax_mmreid.config import ConfigDict
 from jax_mmreid.recipes.clip import clip
@@ -126,8 +126,9 @@ def load_config(name, arg="") -> ConfigDict:
 
 
 def open_tiny(config: ConfigDict, shard=(0, 1)):
-    """`open_data` as `main` calls it."""
-    return open_data(seed=config.seed, missing=config.missing.to_dict(), shard=shard, **config.data.to_dict())
+    """`open_data` as `run` calls it."""
+    missing = MissingConfig.from_dict(config.missing.to_dict())
+    return open_data(DataConfig.from_dict(config.data.to_dict()), missing=missing, seed=config.seed, shard=shard)
 
 
 def build(config: ConfigDict, data, devices=None):

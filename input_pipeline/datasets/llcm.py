@@ -5,8 +5,8 @@
     LLCM/test_{vis,nir}/cam1/0005/NAME.jpg                    351 identities: 8680 visible, 7166 infrared (no camera 3)
     LLCM/idx/test_id.txt                                      their numbers, separated by commas
 
-Identities are folder numbers in the test splits and the labels of the lists in the training split. Captions speak of
-test pictures as vis/0005/NAME.jpg or nir/0005/NAME.jpg.
+Identities are folder numbers in the test splits and the labels of the lists in the training split. Caption files name
+test pictures vis/0005/NAME.jpg or nir/0005/NAME.jpg.
 """
 
 import re
@@ -35,10 +35,10 @@ def load(
 ) -> dict[str, Records]:
     """Splits "train", "query" (infrared) and "gallery" (all visible test pictures, which `galleries` draws from).
 
-    `data_dir` is LLCM or the folder that holds it. `captioner` names the captions, "" for none; `rephrased` asks for
-    those of training pictures in other words too; `query_captions` is a JSON file {infrared picture: caption} instead
-    of the published draw. With `allow_missing_files`, listed pictures and identities that are absent are left out.
-    Raises ValueError for a modality that the dataset lacks.
+    `data_dir` is LLCM or the folder that holds it. `captioner` names the captions, "" for none; `rephrased` reads the
+    rephrased captions of training pictures too; `query_captions` is a JSON file {infrared picture: caption} that
+    replaces the published draw. With `allow_missing_files`, listed pictures and identities that are absent are left
+    out. Raises ConfigError for a modality that the dataset lacks.
     """
     visible_infrared.check_modalities("llcm", modalities)
     tree = visible_infrared.open_tree("llcm", data_dir, nested="LLCM", marker="idx")
@@ -62,7 +62,7 @@ def counts(
     rephrased: bool = True,
     query_captions: str = "",
 ) -> dict[str, Counts]:
-    """The published sizes. Raises ValueError for a modality that the dataset lacks."""
+    """The published sizes. Raises ConfigError for a modality that the dataset lacks."""
     visible_infrared.check_modalities("llcm", modalities)
     return visible_infrared.counts(
         modalities,

@@ -1,16 +1,16 @@
-"""Pictures of your own, listed in a table: CSV with a header, or JSON Lines with one object a row, in UTF-8.
+"""Your own pictures, listed in a table: CSV with a header, or JSON Lines with one object per row, in UTF-8.
 
     split,pid,camid,rgb,nir,tir
     train,anna,1,a/000.jpg,a/000n.png,a/000t.png
-    train,anna,2,a/001.jpg,,a/001t.png           an empty cell: a picture that does not exist
+    train,anna,2,a/001.jpg,,a/001t.png           an empty cell: there is no such picture
 
     split                      train, and either test or both query and gallery
     pid                        a whole number, or any name
-    camid, view                whole numbers, optional; no camid: every test picture is its own camera
-    rgb, nir, tir, ir          files below the folder of the table, relative to it
-    caption_rgb, caption_nir   what is said of a picture, optional; caption_tir and caption_ir likewise
+    camid, view                whole numbers, optional; without a camid every test picture is its own camera
+    rgb, nir, tir, ir          files below the folder of the table, relative to it: the modalities of jax_mmreid.batch
+    caption_rgb, caption_nir   captions of the picture, optional; caption_tir, caption_ir likewise
 
-A row is what was seen at one moment. Rows are sorted by their files, whatever their order in the table.
+A row holds the pictures of one moment. Rows are sorted by their files, whatever their order in the table.
 """
 
 import logging
@@ -25,9 +25,9 @@ import numpy as np
 
 from input_pipeline.parsing import tables
 from input_pipeline.records import Counts, Records
-from jax_mmreid.errors import DataError
+from jax_mmreid.batch import MODALITIES
+from jax_mmreid.errors import ConfigError, DataError
 
-MODALITIES = ("rgb", "nir", "tir", "ir")
 CAPTIONS = {m: f"caption_{m}" for m in MODALITIES}
 COLUMNS = ("split", "pid", "camid", "view", *MODALITIES, *CAPTIONS.values())
 SPLITS = (("train", "test"), ("train", "query", "gallery"))
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """A row of the table; `camid` is -1 where nothing stands."""
+    """A row of the table; `camid` is -1 where the cell is empty."""
 
     line: int
     split: str
@@ -51,17 +51,17 @@ class Row(NamedTuple):
 def load(
     data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool, file: str = "manifest.csv"
 ) -> dict[str, Records]:
-    """The splits of the table `file` in the folder `data_dir`, which may also be the table itself.
+    """The splits of the table `file` in the folder `data_dir`; `data_dir` may also be the path of the table.
 
-    Names of identities are numbered in their order, over all splits. Rows without a picture of `modalities` are left
-    out. A file that is absent is a DataError, or a missing picture with `allow_missing_files`. Raises ValueError for
-    a modality that the table does not have, DataError naming the line for what cannot be.
+    Names of identities are numbered in alphabetical order, over all splits. Rows without a picture of `modalities` are
+    left out. An absent file is a DataError, or a missing picture with `allow_missing_files`. Raises ConfigError for
+    a modality without pictures, DataError naming the line for a faulty row.
     """
     path = _find(data_dir, file)
     table = _read(path, modalities)
     root = os.path.dirname(path) or "."
     pids, cameras = _number_pids(table), _number_cameras(table)
-    _tell(path, table, pids)
+    _log_numbering(path, table, pids)
     inside = os.path.join(os.path.realpath(root), "")
     rows = [_on_disk(path, inside, row, modalities, allow_missing_files) for row in table]
     splits = {}
@@ -81,7 +81,7 @@ def load(
 
 
 def counts(data_dir: str, *, modalities: Sequence[str], file: str = "manifest.csv") -> dict[str, Counts]:
-    """What the table lists, whether it is on disk or not. Raises what `load` raises of the table."""
+    """What the table lists, whether it is on disk or not. Raises as `load`, but for absent files."""
     path = _find(data_dir, file)
     table = _read(path, modalities)
     cameras = _number_cameras(table)
@@ -93,7 +93,7 @@ def counts(data_dir: str, *, modalities: Sequence[str], file: str = "manifest.cs
 
 def _find(data_dir: str, file: str) -> str:
     if not file.lower().endswith((".csv", ".jsonl")):
-        raise ValueError(f"data.options.file={file!r}: a manifest is a .csv or a .jsonl file")
+        raise ConfigError(f"config.data.options.file={file!r}: a manifest is a .csv or a .jsonl file")
     path = data_dir if data_dir.lower().endswith((".csv", ".jsonl")) else os.path.join(data_dir, file)
     if not os.path.isfile(path):
         raise DataError(
@@ -104,13 +104,13 @@ def _find(data_dir: str, file: str) -> str:
 
 
 def _read(path: str, modalities: Sequence[str]) -> list[Row]:
-    """All rows, checked as far as that goes without a look at the disk, in the order of their files."""
+    """All rows in the order of their files, checked without reading the disk."""
     rows = [_parse(path, line, cells) for line, cells in tables.read(path, COLUMNS)]
     if not rows:
-        raise DataError(f"manifest: {path} has no rows; write one for each moment, under {','.join(COLUMNS)}")
+        raise DataError(f"manifest: {path} has no rows; write one per moment, under {','.join(COLUMNS)}")
     found = tuple(m for m in MODALITIES if any(row.paths[m] for row in rows))
     if not modalities or not set(modalities) <= set(found):
-        raise ValueError(f"data.modalities={tuple(modalities)}: {path} has pictures of {', '.join(found)}")
+        raise ConfigError(f"config.data.modalities={tuple(modalities)}: {path} has pictures of {', '.join(found)}")
     splits = {row.split for row in rows}
     if splits not in map(set, SPLITS):
         raise DataError(
@@ -118,7 +118,7 @@ def _read(path: str, modalities: Sequence[str]) -> list[Row]:
             "it needs train, and either test or both query and gallery"
         )
     _check_distinct(path, rows)
-    _check_strangers(path, rows)
+    _check_disjoint(path, rows)
     return sorted(rows, key=lambda row: tuple(row.paths.values()))
 
 
@@ -126,7 +126,7 @@ def _parse(path: str, line: int, cells: dict[str, str]) -> Row:
     if cells["split"] not in sum(SPLITS, ()):
         tables.fail(path, line, f"split is {cells['split']!r}; write train, test, query or gallery")
     if not cells["pid"]:
-        tables.fail(path, line, "pid is empty; say whose pictures these are")
+        tables.fail(path, line, "pid is empty; write the identity of the pictures")
     for column in ("camid", "view"):
         if cells[column] and not NUMBER.fullmatch(cells[column]):
             tables.fail(path, line, f"{column} is {cells[column]!r}; write a whole number from 0 to 999999999")
@@ -143,7 +143,7 @@ def _parse(path: str, line: int, cells: dict[str, str]) -> Row:
 
 
 def _check_distinct(path: str, rows: list[Row]) -> None:
-    """A picture may be a query and in the gallery; everything else about it must be said once."""
+    """A picture appears once in a split; if it is in query and gallery, with the same identity and camera."""
     seen = {}
     for row in rows:
         for key in ((m, file) for m, file in row.paths.items() if file):
@@ -155,8 +155,8 @@ def _check_distinct(path: str, rows: list[Row]) -> None:
             seen[key].append(row)
 
 
-def _check_strangers(path: str, rows: list[Row]) -> None:
-    """Who is tested must not be known from training: a score of learned people says nothing of others."""
+def _check_disjoint(path: str, rows: list[Row]) -> None:
+    """Test identities must be held out from training."""
     trained = {row.pid: row.line for row in rows if row.split == "train"}
     for row in rows:
         if row.split != "train" and row.pid in trained:
@@ -169,7 +169,7 @@ def _check_strangers(path: str, rows: list[Row]) -> None:
 
 
 def _number_pids(rows: list[Row]) -> dict[str, int]:
-    """{pid: number}, the number it is written as if all of them are numbers, each written in one way."""
+    """{pid: number}: the number itself if all are numbers without two spellings of one, else its rank."""
     names = sorted({row.pid for row in rows})
     if all(map(NUMBER.fullmatch, names)) and len(set(map(int, names))) == len(names):
         return {name: int(name) for name in names}
@@ -177,9 +177,9 @@ def _number_pids(rows: list[Row]) -> dict[str, int]:
 
 
 def _number_cameras(rows: list[Row]) -> dict[int, int]:
-    """{line: camera}. Where none is told, every test picture gets one of its own, and all training pictures share one:
+    """{line: camera}. Without a camid every test picture gets a camera of its own, and training pictures share one.
 
-    a model that learns something of each camera would otherwise learn every picture by heart.
+    Training pictures share it because a model with camera embeddings would memorize single pictures otherwise.
     """
     shared = max(row.camid for row in rows) + 1
     cameras, own = {}, {}
@@ -187,27 +187,27 @@ def _number_cameras(rows: list[Row]) -> dict[int, int]:
         if row.camid >= 0 or row.split == "train":
             cameras[row.line] = row.camid if row.camid >= 0 else shared
             continue
-        pictures = [key for key in row.paths.items() if key[1]]  # a query finds itself in the gallery by any of them
+        pictures = [key for key in row.paths.items() if key[1]]  # by any of them a query is known in the gallery
         cameras[row.line] = next((own[key] for key in pictures if key in own), shared + 1 + len(own))
         own |= dict.fromkeys(pictures, cameras[row.line])
     return cameras
 
 
 def _on_disk(path: str, inside: str, row: Row, modalities: Sequence[str], allow_missing_files: bool) -> Row:
-    """The row with the pictures that exist; DataError for one that does not, or that a link leads out of `inside`."""
+    """The row with the pictures that exist; DataError for an absent one, or a link that leads out of `inside`."""
     paths = {}
     for m in modalities:
         file = os.path.realpath(inside + row.paths[m])
         if row.paths[m] and not file.startswith(inside):
             tables.fail(path, row.line, f"{m} {row.paths[m]!r} is a link out of the folder of the table; copy the file")
-        there = bool(row.paths[m]) and os.path.isfile(file)
-        if row.paths[m] and not there and not allow_missing_files:
+        exists = bool(row.paths[m]) and os.path.isfile(file)
+        if row.paths[m] and not exists and not allow_missing_files:
             tables.fail(
                 path,
                 row.line,
                 f"no file {row.paths[m]!r}; add it, empty the cell, or set data.allow_missing_files=True",
             )
-        paths[m] = row.paths[m] if there else ""
+        paths[m] = row.paths[m] if exists else ""
     return row._replace(paths=paths)
 
 
@@ -225,7 +225,7 @@ def _has(row: Row, modalities: Sequence[str]) -> bool:
     return any(row.paths[m] for m in modalities)
 
 
-def _tell(path: str, rows: list[Row], pids: dict[str, int]) -> None:
+def _log_numbering(path: str, rows: list[Row], pids: dict[str, int]) -> None:
     if not all(NUMBER.fullmatch(name) and int(name) == number for name, number in pids.items()):
         shown = ", ".join(f"{number} = {name}" for name, number in list(pids.items())[:3])
         log.info("manifest: identities are numbered in the order of their names: %s (%d in all)", shown, len(pids))
@@ -233,7 +233,7 @@ def _tell(path: str, rows: list[Row], pids: dict[str, int]) -> None:
     if unknown:
         log.warning(
             "manifest: %d of %d rows of %s have no camid; each of their test pictures counts as a camera of its own, "
-            "so that pictures of one camera find each other and scores are higher than across cameras",
+            "so pictures of the same camera match and scores are higher than across cameras",
             unknown,
             len(rows),
             path,

@@ -4,8 +4,8 @@
     MSVR310/query3/...                                                   52 identities, 591 triples
     MSVR310/bounding_box_test/...                                        155 identities, 1055 triples: the gallery
 
-The three pictures of a triple have the same file name: identity, scene, view, counter. The view counts as the camera;
-the scene (a place and a time) is what query and gallery must not share, and stands in the column `view`.
+The three pictures of a triple have the same file name: identity, scene, view, counter. The view is read as the camera.
+The scene (a place and a time), which a query must not share with its gallery, is in the column `view`.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import validation
+from input_pipeline.data_config import check_modalities
 from input_pipeline.parsing import data_root
 from input_pipeline.records import Counts, Records
 from jax_mmreid.errors import DataError
@@ -27,18 +27,18 @@ NAME = re.compile(r"(\d+)_s(\d+)_v(\d+)_\w+\.jpg", re.IGNORECASE)
 def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool) -> dict[str, Records]:
     """Splits "train", "query" and "gallery"; `data_dir` is the folder MSVR310 or the one that holds it.
 
-    Rows are the file names of all wanted modality folders of an identity together. A name that one of them lacks is a
-    DataError, or "" in that column with `allow_missing_files`. Raises ValueError for a modality that the dataset lacks.
+    Rows are the union of the file names in an identity's folders of `modalities`. A name that one of them lacks is a
+    DataError, or "" in that column with `allow_missing_files`. Raises ConfigError for a modality it lacks.
     """
-    validation.check_modalities("msvr310", modalities, FOLDERS)
+    check_modalities("msvr310", modalities, FOLDERS)
     inner = (data_dir, os.path.join(data_dir, "MSVR310"))
     root = data_root.find("msvr310", inner, SPLITS["train"])
     return {split: _load_split(root, folder, modalities, allow_missing_files) for split, folder in SPLITS.items()}
 
 
 def counts(data_dir: str, *, modalities: Sequence[str]) -> dict[str, Counts]:
-    """The published sizes; () where no cameras are. Raises ValueError for a modality that the dataset lacks."""
-    validation.check_modalities("msvr310", modalities, FOLDERS)
+    """The published sizes; () for cameras that are not published. Raises ConfigError for a modality it lacks."""
+    check_modalities("msvr310", modalities, FOLDERS)
     return {
         "train": Counts(155, (0, 1, 2, 3, 4, 5, 6, 7), 1032),
         "query": Counts(52, (), 591),

@@ -4,8 +4,8 @@
     RegDB/Thermal/193/female_back_t_02396_193.bmp     the same, camera 2
     RegDB/idx/{train,test}_{visible,thermal}_T.txt    lines "Visible/193/female_back_v_02396_193.bmp 0" of trial T
 
-Identities are folder numbers in the test splits and the labels of the lists in the training split, which published
-weights and results are of.
+Identities are folder numbers in the test splits and the labels of the lists in the training split, as in the published
+weights and results.
 """
 
 import functools
@@ -18,8 +18,8 @@ from input_pipeline.records import Counts, Records
 from jax_mmreid.errors import DataError
 
 FOLDERS = {"rgb": "Visible", "ir": "Thermal"}
-CAMERAS = {"rgb": 1, "ir": 2}  # one pair of cameras took everything; no protocol looks at the numbers
-TRIALS = range(1, 11)
+CAMERAS = {"rgb": 1, "ir": 2}  # one pair of cameras took all pictures; no protocol reads the numbers
+RANGES = {"trial": "[1, 10]"}
 
 
 def load(
@@ -34,11 +34,12 @@ def load(
 ) -> dict[str, Records]:
     """Splits "train", "query" (thermal) and "gallery" (visible); `data_dir` is RegDB or the folder that holds it.
 
-    `trial` is 1 to 10. `captioner` names the captions, "" for none; `rephrased` asks for those of training pictures in
-    other words too; `query_captions` is a JSON file {thermal picture: caption} instead of the published draw. With
-    `allow_missing_files`, listed pictures that are absent are left out. Raises ValueError for an option that cannot be.
+    `trial` is 1 to 10. `captioner` names the captions, "" for none; `rephrased` reads the rephrased captions of
+    training pictures too; `query_captions` is a JSON file {thermal picture: caption} that replaces the published draw.
+    With `allow_missing_files`, listed pictures that are absent are left out. Raises ConfigError for a modality that
+    the dataset lacks.
     """
-    _check(modalities, trial)
+    visible_infrared.check_modalities("regdb", modalities)
     tree = visible_infrared.open_tree("regdb", data_dir, nested="RegDB", marker="idx")
     listed = {
         (part, m): tree.listed(_list(part, m, trial), allow_missing_files=allow_missing_files)
@@ -65,16 +66,10 @@ def counts(
     rephrased: bool = True,
     query_captions: str = "",
 ) -> dict[str, Counts]:
-    """The published sizes. Raises ValueError for an option that cannot be."""
-    _check(modalities, trial)
-    visible, thermal = Counts(206, (1,), 2060), Counts(206, (2,), 2060)
-    return visible_infrared.counts(modalities, {"rgb": visible, "ir": thermal}, query=thermal, gallery=visible)
-
-
-def _check(modalities: Sequence[str], trial: int) -> None:
+    """The published sizes, the same in every trial. Raises ConfigError for a modality that the dataset lacks."""
     visible_infrared.check_modalities("regdb", modalities)
-    if trial not in TRIALS:
-        raise ValueError(f"data.options.trial={trial!r}: regdb has trials {TRIALS[0]} to {TRIALS[-1]}")
+    visible, thermal = (Counts(206, (CAMERAS[m],), 2060) for m in ("rgb", "ir"))
+    return visible_infrared.counts(modalities, {"rgb": visible, "ir": thermal}, query=thermal, gallery=visible)
 
 
 def _list(part: str, modality: str, trial: int) -> str:

@@ -4,8 +4,8 @@
     RGBNT100/rgbir/query/...                                 1715 triples
     RGBNT100/rgbir/bounding_box_test/...                     50 identities, 8575 triples: the gallery
 
-One file is a triple: a strip of 768x128 pixels with the RGB, the NI and the TI picture from left to right. Its name
-says identity, camera and a counter.
+One file is a triple: a strip of 768x128 pixels with the RGB, the NI and the TI picture from left to right. Its name is
+identity, camera and a counter.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import validation
+from input_pipeline.data_config import check_modalities
 from input_pipeline.parsing import data_root
 from input_pipeline.records import Counts, Records
 from jax_mmreid.errors import DataError
@@ -27,18 +27,18 @@ NAME = re.compile(r"(\d+)_c(\d+)_\w+\.jpg", re.IGNORECASE)
 def load(data_dir: str, *, modalities: Sequence[str], allow_missing_files: bool) -> dict[str, Records]:
     """Splits "train", "query" and "gallery"; `data_dir` is the folder rgbir, RGBNT100 or the one that holds it.
 
-    A strip has all three pictures, so that none can be missing and `allow_missing_files` changes nothing. Raises
-    ValueError for a modality that the dataset lacks.
+    A strip has all three pictures: none can be missing, and `allow_missing_files` changes nothing. Raises ConfigError
+    for a modality that the dataset lacks.
     """
-    validation.check_modalities("rgbnt100", modalities, PARTS)
+    check_modalities("rgbnt100", modalities, PARTS)
     inner = (data_dir, os.path.join(data_dir, "rgbir"), os.path.join(data_dir, "RGBNT100", "rgbir"))
     root = data_root.find("rgbnt100", inner, SPLITS["train"])
     return {split: _load_split(root, folder, modalities) for split, folder in SPLITS.items()}
 
 
 def counts(data_dir: str, *, modalities: Sequence[str]) -> dict[str, Counts]:
-    """The published sizes; 0 and () where none is. Raises ValueError for a modality that the dataset lacks."""
-    validation.check_modalities("rgbnt100", modalities, PARTS)
+    """The published sizes; 0 and () for what is not published. Raises ConfigError for a modality it lacks."""
+    check_modalities("rgbnt100", modalities, PARTS)
     return {
         "train": Counts(50, (1, 2, 3, 4, 5, 6, 7, 8), 8675),
         "query": Counts(0, (), 1715),

@@ -3,11 +3,11 @@
     RGBNT201/train_171/{RGB,NI,TI}/000287_cam1_0_05.jpg     171 identities, 3951 triples, cameras 1-4
     RGBNT201/test/{RGB,NI,TI}/...                            30 identities, 836 triples; query = gallery
 
-The three pictures of a triple have the same file name: identity (6 digits), camera, two counters. What is published has
-no captions; with data.options.captioner=C those that you add are read from
+The three pictures of a triple have the same file name: identity (6 digits), camera, two counters. The published dataset
+has no captions; with data.options.captioner=C your own are read (see `parsing.captions`) from
 
     RGBNT201/Text/C_RGB/caption_dict_C_RGB.json              of the visible pictures, by their paths: train_171/RGB/..
-    RGBNT201/Text/C_IR/caption_dict_C_IR.json                of the near infrared and thermal ones; see `captions`
+    RGBNT201/Text/C_IR/caption_dict_C_IR.json                of the near infrared and thermal ones
 """
 
 import functools
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import validation
+from input_pipeline.data_config import check_modalities
 from input_pipeline.parsing import data_root
 from input_pipeline.parsing.captions import CaptionFiles, from_folder
 from input_pipeline.records import Counts, Records
@@ -38,11 +38,11 @@ def load(
 ) -> dict[str, Records]:
     """Splits "train" and "test"; `data_dir` is the folder RGBNT201 or the one that holds it.
 
-    Rows are the file names of all wanted modality folders together. A name that one of them lacks is a DataError,
-    or "" in that column with `allow_missing_files`. `captioner` names the captions, "" for none; `rephrased` asks for
-    those of training pictures in other words too. Raises ValueError for a modality that the dataset lacks.
+    Rows are the union of the file names in the folders of `modalities`. A name that one of them lacks is a DataError,
+    or "" in that column with `allow_missing_files`. `captioner` names the captions, "" for none; `rephrased` reads the
+    rephrased captions of training pictures too. Raises ConfigError for a modality it lacks.
     """
-    validation.check_modalities("rgbnt201", modalities, FOLDERS)
+    check_modalities("rgbnt201", modalities, FOLDERS)
     root = data_dir
     nested = os.path.join(data_dir, "RGBNT201")
     if os.path.isdir(nested) and not os.path.isdir(os.path.join(data_dir, SPLITS["train"])):
@@ -56,8 +56,8 @@ def load(
 def counts(
     data_dir: str, *, modalities: Sequence[str], captioner: str = "", rephrased: bool = False
 ) -> dict[str, Counts]:
-    """The published sizes. Raises ValueError for a modality that the dataset lacks."""
-    validation.check_modalities("rgbnt201", modalities, FOLDERS)
+    """The published sizes. Raises ConfigError for a modality it lacks."""
+    check_modalities("rgbnt201", modalities, FOLDERS)
     return {"train": Counts(171, (1, 2, 3, 4), 3951), "test": Counts(30, (1, 2), 836)}
 
 

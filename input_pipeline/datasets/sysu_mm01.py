@@ -3,7 +3,7 @@
     SYSU-MM01/cam1/0001/0001.jpg                   camera, identity, picture
     SYSU-MM01/exp/{train,val,test}_id.txt          identities separated by commas; train and val are trained on: 395
     SYSU-MM01/train_{rgb,ir}_resized_img.npy       the 22258 visible, 11909 infrared training pictures as one array,
-    SYSU-MM01/train_{rgb,ir}_resized_label.npy     as the field's scripts pack them, and the ranks of their identities
+    SYSU-MM01/train_{rgb,ir}_resized_label.npy     as common scripts pack them, and the ranks of their identities
 
 Test: 96 identities, 3803 infrared queries, 6775 visible pictures to draw galleries from.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from input_pipeline.data_config import check_choice
 from input_pipeline.parsing import visible_infrared
 from input_pipeline.parsing.captions import CaptionFiles, from_folder
 from input_pipeline.parsing.visible_infrared import Picture, Tree
@@ -38,10 +39,11 @@ def load(
 ) -> dict[str, Records]:
     """Splits "train", "query" (infrared) and "gallery" (all visible test pictures, which `galleries` draws from).
 
-    `data_dir` is SYSU-MM01 or the folder that holds it. `source` "npy" trains on the arrays, which do not tell cameras:
-    they are 0. `captioner` names the captions, "" for none; `rephrased` asks for those of training pictures in other
-    words too; `query_captions` is a JSON file {infrared picture: caption} instead of the published draw. With
-    `allow_missing_files`, identities without a picture are left out. Raises ValueError for an option that cannot be.
+    `data_dir` is SYSU-MM01 or the folder that holds it. `source` "npy" trains on the arrays, which do not hold cameras:
+    they are 0. `captioner` names the captions, "" for none; `rephrased` reads the rephrased captions of training
+    pictures too; `query_captions` is a JSON file {infrared picture: caption} that replaces the published draw. With
+    `allow_missing_files`, identities without a picture are left out. Raises ConfigError for a source or modality that
+    does not exist.
     """
     _check(modalities, source)
     tree = visible_infrared.open_tree("sysu_mm01", data_dir, nested="SYSU-MM01", marker="exp")
@@ -52,10 +54,9 @@ def load(
     for ids, pictures, file in ((train_ids, train, " and ".join(TRAIN_IDS)), (test_ids, test, TEST_IDS)):
         tree.check_ids(ids, sum(pictures.values(), []), file, allow_missing_files)
     splits = tree.splits(modalities, train=train, query=test.get("ir", []), gallery=test.get("rgb", []))
-    key = functools.partial(from_folder, folders=tuple(f"cam{camera}" for camera in range(1, 7)))
-    return CaptionFiles(tree.root, captioner, rephrased, query_captions, key, allow_missing_files, aligned=True).add(
-        splits
-    )
+    key = functools.partial(from_folder, folders=tuple(f"cam{n}" for cameras in CAMERAS.values() for n in cameras))
+    files = CaptionFiles(tree.root, captioner, rephrased, query_captions, key, allow_missing_files, in_arrays=True)
+    return files.add(splits)
 
 
 def counts(
@@ -67,7 +68,7 @@ def counts(
     rephrased: bool = True,
     query_captions: str = "",
 ) -> dict[str, Counts]:
-    """The published sizes. Raises ValueError for an option that cannot be."""
+    """The published sizes. Raises ConfigError for a source or modality that does not exist."""
     _check(modalities, source)
     cameras = CAMERAS if source == "folders" else dict.fromkeys(CAMERAS, (0,))
     return visible_infrared.counts(
@@ -80,8 +81,7 @@ def counts(
 
 def _check(modalities: Sequence[str], source: str) -> None:
     visible_infrared.check_modalities("sysu_mm01", modalities)
-    if source not in SOURCES:
-        raise ValueError(f"data.options.source={source!r}: sysu_mm01 is read from {' or '.join(SOURCES)}")
+    check_choice("data.options.source", source, SOURCES)
 
 
 def _folders(tree: Tree, modalities: Sequence[str], ids: Sequence[int]) -> dict[str, list[Picture]]:
@@ -99,7 +99,7 @@ def _arrays(tree: Tree, modalities: Sequence[str], ids: Sequence[int]) -> dict[s
 
 
 def _labels(path: str, N: int, K: int) -> list[int]:
-    """The ranks of N identities among K."""
+    """The labels [N] of an array, each the rank 0..K-1 of an identity."""
     try:
         labels = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -108,6 +108,6 @@ def _labels(path: str, N: int, K: int) -> list[int]:
     if labels.shape != (N,) or labels.dtype.kind not in "iu" or not np.isin(labels, np.arange(K)).all():
         raise DataError(
             f"sysu_mm01: {path} should hold a whole number 0..{K - 1} for each of {N} pictures, the rank of its "
-            f"identity in {' and '.join(TRAIN_IDS)}; pack them again, or set data.options.source='folders'"
+            f"identity in {' and '.join(TRAIN_IDS)}; pack the arrays again, or set data.options.source='folders'"
         )
     return labels.tolist()

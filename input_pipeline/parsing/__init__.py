@@ -1,1 +1,1 @@
-"""What the dataset modules share: finding the data folder, tables of file names, captions."""
+"""What the dataset modules share: finding the data folder, tables of pictures, captions."""

@@ -1,4 +1,4 @@
-"""The folder of a dataset among those that may hold it; raises DataError with the way out where there is none."""
+"""Finding the folder of a dataset; raises DataError with the way out if there is none."""
 
 import os
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from jax_mmreid.errors import DataError
 
 
 def find(dataset: str, candidates: Sequence[str], marker: str) -> str:
-    """The first of the candidates that has a folder `marker`, or the first of all if it is there."""
+    """The first candidate with a folder `marker`; without one, the first candidate if it exists."""
     marked = (folder for folder in candidates if os.path.isdir(os.path.join(folder, marker)))
     return next(marked, None) or require(dataset, candidates[0])
 
 
 def require(dataset: str, folder: str) -> str:
-    """The folder, which is there."""
+    """The folder if it exists."""
     if not os.path.isdir(folder):
         raise DataError(
             f"{dataset}: no data folder {folder!r}; set data.data_dir, or make a synthetic one with "

@@ -1,6 +1,6 @@
-"""Tables that people write: CSV with a header, or JSON Lines with one object a row; both in UTF-8.
+"""Tables written by users: CSV with a header, or JSON Lines with one object per row; both in UTF-8.
 
-Whatever is wrong is a DataError naming the file and the line.
+Every fault is a DataError naming the file and the line.
 """
 
 import csv
@@ -13,9 +13,9 @@ from jax_mmreid.errors import DataError
 
 
 def read(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, {column: cell}) of every row; an absent cell is "". `columns` are those that may be there.
+    """(line, {column: cell}) of every row; an absent cell is "". `columns` are the names that are allowed.
 
-    A name that ends in .jsonl is JSON Lines, where a cell may be a number or null too; any other is CSV.
+    A file whose name ends in .jsonl is JSON Lines, where a cell may be a whole number or null too; any other is CSV.
     """
     text = _text(path)
     json_lines = path.lower().endswith(".jsonl")
@@ -23,7 +23,7 @@ def read(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str
         for column, cell in row.items():
             bad = [c for c in cell if ord(c) < 32 and c not in "\t\n\r" or "\ud800" <= c <= "\udfff"]
             if bad:
-                fail(path, line, f"{column} holds the character {bad[0]!r}, which is no text; remove it")
+                fail(path, line, f"{column} holds the character {bad[0]!r}, which is not text; remove it")
         yield line, {column: "" for column in columns} | {column: cell.strip() for column, cell in row.items()}
 
 
@@ -39,7 +39,7 @@ def _text(path: str) -> str:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; name a table that can be read") from error
     try:
-        return data.decode("utf-8-sig")  # some spreadsheets begin the file with a mark
+        return data.decode("utf-8-sig")  # some spreadsheets begin the file with a byte order mark
     except UnicodeDecodeError as error:
         fail(path, data.count(b"\n", 0, error.start) + 1, "the bytes are not UTF-8; save the table as CSV UTF-8")
 
@@ -70,7 +70,7 @@ def _json_lines(path: str, text: str, columns: Sequence[str]) -> Iterator[tuple[
         try:
             row = json.loads(item)
         except (ValueError, RecursionError) as error:
-            fail(path, line, f"no JSON ({str(error).splitlines()[0]}); write one object in one line")
+            fail(path, line, f"not JSON ({str(error).splitlines()[0]}); write one object per line")
         if not isinstance(row, dict):
             fail(path, line, f"holds a {type(row).__name__}, not an object; write {{column: value}}")
         _check_names(path, line, list(row), columns)
@@ -85,6 +85,6 @@ def _check_names(path: str, line: int, names: Sequence[str], columns: Sequence[s
         if name not in columns:
             hint = difflib.get_close_matches(name, columns, n=1)
             more = f"; did you mean {hint[0]!r}?" if hint else ""
-            fail(path, line, f"unknown column {name!r}; there may be {', '.join(columns)}{more}")
+            fail(path, line, f"unknown column {name!r}; the columns are {', '.join(columns)}{more}")
         if name in names[:i]:
-            fail(path, line, f"column {name!r} is there twice; remove one")
+            fail(path, line, f"column {name!r} appears twice; remove one")

@@ -1,6 +1,7 @@
-"""What the datasets of visible and infrared pictures share: tables whose rows are single pictures of one or the other.
+"""What the visible-infrared datasets SYSU-MM01, RegDB and LLCM share: lists, folders, and tables of single pictures.
 
-Split "train" has the visible rows, then the infrared ones; "query" is infrared and "gallery" visible.
+Every row has one picture. Split "train" has the visible rows, then the infrared ones; "query" is infrared and "gallery"
+visible.
 """
 
 import collections
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline import validation
+from input_pipeline import data_config
 from input_pipeline.parsing import data_root
 from input_pipeline.records import Counts, Records
 from jax_mmreid.errors import DataError
@@ -23,7 +24,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 class Picture(NamedTuple):
-    """One row to be."""
+    """A picture in a list, a row of the split."""
 
     path: str  # relative to the dataset, with "/"
     pid: int
@@ -32,12 +33,12 @@ class Picture(NamedTuple):
 
 
 def check_modalities(dataset: str, modalities: Sequence[str]) -> None:
-    """Raises ValueError for a modality other than "rgb" and "ir"."""
-    validation.check_modalities(dataset, modalities, MODALITIES)
+    """Raises ConfigError for a modality other than "rgb" and "ir"."""
+    data_config.check_modalities(dataset, modalities, MODALITIES)
 
 
 def counts(modalities: Sequence[str], train: dict[str, Counts], query: Counts, gallery: Counts) -> dict[str, Counts]:
-    """The counts of the splits that `modalities` leave, from those of the training pictures of each modality."""
+    """The counts of the splits that have `modalities`; `train` are those of the training pictures of each modality."""
     parts = [train[m] for m in modalities]
     cameras = tuple(sorted(set().union(*(part.cameras for part in parts))))
     splits = {"train": Counts(max(part.identities for part in parts), cameras, sum(part.rows for part in parts))}
@@ -52,7 +53,7 @@ class Tree:
     root: str
 
     def lines(self, file: str) -> list[str]:
-        """The lines of a text file that say something."""
+        """The lines of a text file that are not empty."""
         path = os.path.join(self.root, file)
         try:
             with open(path, encoding="utf-8") as stream:
@@ -73,7 +74,7 @@ class Tree:
             raise DataError(f"{self.dataset}: {path} should hold numbers separated by commas ({error})") from error
 
     def listed(self, file: str, *, allow_missing_files: bool) -> list[tuple[str, int]]:
-        """(path, label) of the pictures that a file with such lines lists; absent ones are refused or left out."""
+        """(path, label) from a file with lines "path label"; absent pictures are an error or left out."""
         pairs = []
         for line in self.lines(file):
             path, _, label = line.rpartition(" ")
@@ -84,7 +85,7 @@ class Tree:
             pairs.append((path.strip(), int(label)))
         listing = functools.cache(self._listing)
         absent = [path for path, _ in pairs if os.path.basename(path) not in listing(os.path.dirname(path))]
-        self._tell_absent(absent, f"no file {{!r}}, which {file} lists", allow_missing_files)
+        self._report_absent(absent, f"no file {{!r}}, which {file} lists", allow_missing_files)
         gone = set(absent)
         return [pair for pair in pairs if pair[0] not in gone]
 
@@ -94,30 +95,30 @@ class Tree:
             if not os.path.isdir(os.path.join(self.root, folder)):
                 wanted = ", ".join(folders)
                 raise DataError(f"{self.dataset}: no folder '{folder}' under {self.root}; expected {wanted}")
-        places = [(f"{folder}/{pid:04d}", pid, camid) for pid in ids for folder, camid in folders.items()]
+        inner = [(f"{folder}/{pid:04d}", pid, camid) for pid in ids for folder, camid in folders.items()]
         return [
-            Picture(f"{place}/{name}", pid, camid)
-            for place, pid, camid in places
-            for name in sorted(self._listing(place))
+            Picture(f"{folder}/{name}", pid, camid)
+            for folder, pid, camid in inner
+            for name in sorted(self._listing(folder))
             if name.lower().endswith(SUFFIXES)
         ]
 
     def check_labels(self, listed: Iterable[tuple[str, int]]) -> None:
-        """Refuses training lists in which FOLDER/IDENTITY/NAME and label are not one to one."""
+        """Raises DataError for training lists whose labels are not one to one with the identities in their paths."""
         pairs = sorted({(path.split("/")[-2:][0], label) for path, label in listed})
         for column, name in enumerate(("identity", "label")):
             many = [one for one, n in collections.Counter(pair[column] for pair in pairs).items() if n > 1]
             if many:
                 others = ", ".join(str(pair[1 - column]) for pair in pairs if pair[column] == many[0])
                 raise DataError(
-                    f"{self.dataset}: the lists under {self.root}/idx give {name} {many[0]} to {others} alike; "
+                    f"{self.dataset}: the lists under {self.root}/idx pair {name} {many[0]} with each of {others}; "
                     "copy the lists of one trial from the data again"
                 )
 
     def check_ids(self, ids: Iterable[int], pictures: Iterable[Picture], file: str, allow_missing_files: bool) -> None:
-        """Refuses identities of a file that no picture shows."""
+        """Reports identities of a file that have no picture, as an error or a warning."""
         absent = sorted(set(ids) - {picture.pid for picture in pictures})
-        self._tell_absent(absent, f"no picture of identity {{}}, which {file} lists", allow_missing_files)
+        self._report_absent(absent, f"no picture of identity {{}}, which {file} lists", allow_missing_files)
 
     def splits(
         self,
@@ -127,7 +128,7 @@ class Tree:
         query: list[Picture],
         gallery: list[Picture],
     ) -> dict[str, Records]:
-        """The three splits, without those that `modalities` leave empty."""
+        """The three splits, without those that have no pictures of `modalities`."""
         splits = {"train": train, "query": {"ir": query}, "gallery": {"rgb": gallery}}
         return {
             split: self._table(split, modalities, pictures)
@@ -154,7 +155,7 @@ class Tree:
         path = os.path.join(self.root, folder)
         return set(os.listdir(path)) if os.path.isdir(path) else set()
 
-    def _tell_absent(self, absent: list, what: str, allowed: bool) -> None:
+    def _report_absent(self, absent: list, what: str, allowed: bool) -> None:
         if not absent:
             return
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""

@@ -1,7 +1,7 @@
-"""Reading pictures: bytes to pixels, and pixels to the size that is wanted.
+"""Reading pictures: bytes to pixels, and pixels to the size of the model's input.
 
-Pillow says what a picture looks like. Ordinary JPEG files, most of all that is read, go through simplejpeg, which
-gives the same pixels in a third of the time; whatever it knows not or finds at fault is left to Pillow.
+Pillow is the reference for pixels. Ordinary JPEG files, the most frequent kind, are decoded by simplejpeg, which gives
+the same pixels within one level in a third of the time; what it does not support or rejects is left to Pillow.
 """
 
 import functools
@@ -27,13 +27,13 @@ RANGE16 = (0, 65535)  # all values of 16 bits
 
 
 class BadImageError(DataError):
-    """A file whose content is no picture as expected; one that cannot be opened at all is a plain DataError."""
+    """The content of a file is not the expected picture; a file that cannot be opened is a plain DataError."""
 
 
 def read(path: str, range16: tuple[int, int] = RANGE16) -> np.ndarray:
-    """What a file shows: [h,w,3] uint8 as `decode` has it, or of an `.npy` file its array [N,h,w,3], not yet loaded.
+    """The pixels of a file: [h,w,3] uint8 as from `decode`, or the memory-mapped array [N,h,w,3] of an `.npy` file.
 
-    Raises DataError naming the file when it cannot be opened or is an array of another kind, BadImageError as `decode`.
+    Raises DataError naming a file that cannot be opened or an array of another kind, BadImageError as `decode`.
     """
     if path.endswith(".npy"):
         try:
@@ -49,13 +49,13 @@ def read(path: str, range16: tuple[int, int] = RANGE16) -> np.ndarray:
 
 
 def decode(data: bytes, name: str, range16: tuple[int, int] = RANGE16) -> np.ndarray:
-    """The bytes of a picture file as [h,w,3] uint8; `name` is what errors call it.
+    """The bytes of a picture file as [h,w,3] uint8; errors call it `name`.
 
-    Palettes, CMYK and grey become RGB as Pillow converts them, transparency and orientation tags are ignored, and of an
-    animation the first picture counts. Grey of 16 bits becomes one of 256 equal steps from `range16[0]` to
-    `range16[1]`, and what lies outside is clipped: a fixed scale, since one that follows each picture would make a warm
-    and a cold scene look alike. By default it is the high byte, which Pillow takes of 16-bit colours too.
-    Raises BadImageError for what cannot be decoded whole, for what Pillow holds for a decompression bomb, and for
+    Palettes, CMYK and grey become RGB as Pillow converts them; transparency and orientation tags are ignored; the first
+    frame of an animation counts. 16-bit grey is mapped to 256 equal steps from `range16[0]` to `range16[1]` and clipped
+    outside: a fixed scale, since a scale per picture would make a warm and a cold scene look alike. The default takes
+    the high byte, as Pillow does for 16-bit colours.
+    Raises BadImageError for what cannot be decoded completely, for what Pillow takes for a decompression bomb, and for
     pixels of 32 bits.
     """
     pixels = _decode_jpeg(data) if data[:3] == b"\xff\xd8\xff" else None
@@ -67,7 +67,7 @@ def fit(
 ) -> np.ndarray:
     """One picture of what `read` returned, resized by Pillow to `size` (H, W)  ->  [H,W,3] uint8.
 
-    `part` is the row of an array, or which third of a strip, from the left; None takes the picture as it is.
+    `part` is the row of an array, or the third of a strip counted from the left; None for a file of one picture.
     Raises BadImageError naming the file for a strip of another size, DataError for a part that the file does not have.
     """
     if pixels.ndim == 4 or part is not None:
@@ -79,7 +79,7 @@ def fit(
 
 
 def as_png(path: str, part: int) -> bytes:
-    """One picture of a file that holds several, as a file of its own with the same pixels; raises as `read`, `fit`."""
+    """One picture of a file that holds several, as the bytes of a PNG file; raises as `read` and `fit`."""
     pixels = np.ascontiguousarray(_cut(read(path), path, part))
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
@@ -87,7 +87,7 @@ def as_png(path: str, part: int) -> bytes:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """What simplejpeg makes of a file if it is ordinary and flawless; a truncated one is not."""
+    """The pixels of an ordinary JPEG file from simplejpeg; None for one that it does not support or rejects."""
     if simplejpeg is None:
         return None
     try:
@@ -142,7 +142,7 @@ def _cut(pixels: np.ndarray, name: str, part: int | None) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _array(path: str, changed: int) -> np.ndarray:
-    """The array of a file that was last written at time `changed`; its pages are read when they are looked at."""
+    """The memory-mapped array of a file that was last written at time `changed`."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except BROKEN as error:

@@ -1,6 +1,6 @@
-"""Batches from records: whole batches are read by threads, and each is a pure function of its number.
+"""Batches from records: threads read whole batches, and each batch is a pure function of its number.
 
-Threads, not processes: pictures are decoded without holding the interpreter's lock, and nothing is copied.
+Threads, not processes: decoders release the interpreter's lock, and nothing is copied between processes.
 """
 
 import dataclasses
@@ -37,8 +37,9 @@ class Split:
 class Reader:
     """Reads rows of a split as batches of one size.
 
-    `resize` names the resampling of training and of evaluation. `cache` keeps every picture that was read with the
-    split's own of the two. `drop` takes unreadable pictures for absent, up to 1 % of the split, and tells each once.
+    `resize` names the resampling filters of training and of evaluation. `cache` keeps every picture that was read with
+    the filter that the split uses. `drop` treats unreadable pictures as absent, up to 1 % of the split, and logs each
+    once.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class Reader:
         self.split, self.image_size = split, tuple(image_size)
         self.training, self.evaluation = (Image.Resampling[name.upper()] for name in resize)
         self._range16, self._drop = range16, drop
-        self._present = split.present.copy()  # what is not known to be unreadable
+        self._present = split.present.copy()  # less what proved unreadable
         self._lock = threading.Lock()
         self._cached = None
         if cache:
-            # Memory is taken as pictures arrive. Threads that meet in one place write the same pixels there.
+            # Pages are allocated as pictures arrive. Two threads that write one picture write the same pixels.
             shape = (len(split.present), *self.image_size, 3)
             try:
                 self._cached = [np.empty(shape, np.uint8) for _ in split.records.paths]
@@ -70,7 +71,7 @@ class Reader:
 
     @property
     def present(self) -> np.ndarray:
-        """[N,M] bool: the masks of the split, less what was dropped so far."""
+        """[N,M] bool: the masks of the split without the pictures dropped so far."""
         return self._present.copy()
 
     def batch(
@@ -82,9 +83,9 @@ class Reader:
     ) -> Batch:
         """One batch of the given rows, unaugmented and without captions; absent pictures are zeros.
 
-        Of all `modalities`, or of those that are named; no other file is opened, and none for an absent picture. With
-        `replace`, a row that lost all its pictures by `drop` gives way to the next one of its identity that has one in
-        a modality that it had. Raises DataError for a picture that cannot be read.
+        `modalities` are those to read, by default all; no other file is opened, and none for an absent picture. With
+        `replace`, a row that lost all its pictures by `drop` is replaced by the next row of its identity that has a
+        picture in a modality that it had. Raises DataError for a picture that cannot be read.
         """
         records, rows = self.split.records, np.array(rows)
         names = {column: m for column, m in enumerate(records.paths) if modalities is None or m in modalities}
@@ -110,7 +111,7 @@ class Reader:
         return batch | {"index": np.asarray(rows, np.int32)}
 
     def _fill(self, row: int, resample: Image.Resampling, out: dict[int, np.ndarray], present: np.ndarray) -> None:
-        """Writes the pictures of a row into `out`, and False into `present` for those that are dropped."""
+        """Writes the pictures of a row into `out` and sets `present` to False for those that are dropped."""
         keep = self._cached is not None and resample == (self.evaluation if self.split.label is None else self.training)
         files = {}
         for column in np.flatnonzero(present):
@@ -123,14 +124,14 @@ class Reader:
                 if not self._drop:
                     raise
                 present[column] = False
-                self._tell(row, column, error)
+                self._drop_picture(row, column, error)
                 continue
             if keep:
                 self._cached[column][row] = out[column]
                 self._done[row, column] = True
 
     def _picture(self, row: int, column: int, resample: Image.Resampling, files: dict) -> np.ndarray:
-        """One picture; `files` holds what was read of this row before, since several pictures may be in one file."""
+        """One picture; `files` caches what was read for this row, since a file may hold several of its pictures."""
         records = self.split.records
         name = tuple(records.paths)[column]
         path = records.path(name, row)
@@ -144,7 +145,7 @@ class Reader:
         return images.fit(pixels, path, self.image_size, resample, records.part(name, row))
 
     def _replace(self, row: int, resample: Image.Resampling, out: dict[int, np.ndarray], present: np.ndarray) -> int:
-        """Reads in place of `row` the next row that can stand for it, and returns that."""
+        """Reads the next row of the identity that can replace `row`, and returns its number."""
         shown = np.isin(np.arange(len(present)), list(out))
         label, wanted = self.split.label, self.split.present[row] & shown
         same = np.flatnonzero(label == label[row])
@@ -156,12 +157,14 @@ class Reader:
                 return other
             for x in out.values():
                 x[...] = 0
+        path = self.split.records.path(tuple(self.split.records.paths)[np.argmax(wanted)], row)
         raise DataError(
-            f"data: no picture of training identity {self.split.records.pid[row]} can stand for the unreadable "
-            f"{self.split.records.path(tuple(self.split.records.paths)[np.argmax(wanted)], row)}; replace that file"
+            f"data: training identity {self.split.records.pid[row]} has no other picture to use instead of the "
+            f"unreadable {path}; replace that file"
         )
 
-    def _tell(self, row: int, column: int, error: DataError) -> None:
+    def _drop_picture(self, row: int, column: int, error: DataError) -> None:
+        """Records a picture as unreadable; raises DataError if too many are."""
         with self._lock:
             if not self._present[row, column]:
                 return
@@ -171,7 +174,7 @@ class Reader:
         if count > max(1, MAX_DROPPED * whole):
             raise DataError(
                 f"data: {count} of {whole} training pictures cannot be read, more than data.on_bad_image='drop' "
-                f"forgives; the last one: {error}"
+                f"allows ({MAX_DROPPED:.0%}); the last one: {error}"
             ) from error
         log.warning("dropped from training (%d of %d pictures so far): %s", count, whole, error)
 
@@ -185,20 +188,23 @@ def train_batches(
     threads: int,
     shard: tuple[int, int],
 ) -> Iterator[Batch]:
-    """Batches of steps start..stop-1; process i of n (`shard`) gets the i-th block of rows of each."""
+    """Batches of steps start..stop-1, rows drawn by the sampler; process i of n (`shard`) gets the i-th block of each.
+
+    A sampler of pairs gives rows [B,M]: the picture of each modality comes from a row of its own.
+    """
     names, captions = tuple(reader.split.records.paths), reader.split.captions
 
     def make(step: int) -> Batch:
         rows = sampler.rows(step)
         mine = _block(len(rows), shard)
-        asked = {names: rows[mine]} if rows.ndim == 1 else {(m,): rows[mine, i] for i, m in enumerate(names)}
-        parts = [reader.batch(own, reader.training, modalities, replace=True) for modalities, own in asked.items()]
+        wanted = {names: rows[mine]} if rows.ndim == 1 else {(m,): rows[mine, i] for i, m in enumerate(names)}
+        parts = [reader.batch(own, reader.training, modalities, replace=True) for modalities, own in wanted.items()]
         merged = {key: {m: x for part in parts for m, x in part[key].items()} for key in ("images", "present")}
         batch = parts[0] | merged
         if captions is None:
             return batch
         shown = {m: part["index"] for part in parts for m in part["images"]}
-        paraphrase_mask = {m: heads[mine] for m, heads in captions.paraphrase_mask(step, len(rows)).items()}
+        paraphrase_mask = {m: mask[mine] for m, mask in captions.paraphrase_mask(step, len(rows)).items()}
         return captions.add(batch, {m: shown.get(m, batch["index"]) for m in captions.captions}, paraphrase_mask)
 
     return _stream(make, start, stop, threads)
@@ -208,8 +214,8 @@ def eval_batches(reader: Reader, batch_size: int, *, threads: int, shard: tuple[
     """Every row once, in order; the last batch repeats the last row, with `valid` False and `index` -1 there.
 
     Process i of n (`shard`) gets the i-th block of rows of each batch, which may be padding only. A training row all of
-    whose pictures were dropped counts as padding. A modality that a split for evaluation never has is no key of its
-    batches. Raises RuntimeError if a row did not come once.
+    whose pictures were dropped counts as padding. Batches of a test split have no key for a modality that the split
+    never has. Raises RuntimeError if a row did not come exactly once.
     """
     N, captions = len(reader.split.records), reader.split.captions
     some = reader.split.present.any(axis=0) | (reader.split.label is not None)
@@ -243,7 +249,7 @@ def _stream(make: Callable[[int], Batch], start: int, stop: int, threads: int) -
     """make(start), ..., make(stop - 1) in order, computed ahead by `threads` threads (0: by the caller)."""
     if stop <= start:
         return
-    import grain  # here, because it loads jax, which the command lines of this package can do without
+    import grain  # here, because it loads jax, which the command line tools of this package do not need
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads and threads + 2)
     batches = iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))

@@ -5,41 +5,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jax_mmreid.errors import DataError
-
-MODES = ("bernoulli", "exact")
-ALL_MISSING = ("repair", "reject", "drop_sample")
+from input_pipeline.data_config import MissingConfig
+from jax_mmreid.errors import ConfigError, DataError
 
 
-def draw(
-    num_rows: int,
-    modalities: Sequence[str],
-    *,
-    eta: Sequence[float],
-    seed: int,
-    mode: str = "bernoulli",
-    all_missing: str = "repair",
-    has_file: np.ndarray | None = None,
-) -> np.ndarray:
+def draw(has_file: np.ndarray, modalities: Sequence[str], missing: MissingConfig) -> np.ndarray:
     """Which pictures are present, [N,M] bool: picture (i, m) is hidden where u[i,m] < eta[m], u from default_rng(seed).
 
-    `mode="exact"` hides the round(eta[m] * n) existing pictures of a modality with the smallest u instead.
-    `has_file` [N,M] says which files exist (default: all); what does not exist is never present.
-    `all_missing` says what becomes of a row that loses everything: "repair" restores the existing picture with the
-    largest u/eta (so a little less is missing than eta says), "reject" draws its u again, "drop_sample" leaves it
-    all False for the caller to skip. Raises ValueError for a bad argument, DataError for a row without any file.
+    `has_file` [N,M] says which pictures exist; others are never present. mode="exact" hides the round(eta[m] * n)
+    existing pictures of a modality with the smallest u instead. `all_missing` says what becomes of a row that loses
+    everything: "repair" restores the existing picture with the largest u/eta (so a little less is missing than eta
+    says), "reject" draws its u again, "drop_sample" leaves it all False for the caller to skip.
+    Raises ConfigError for rates that do not fit the modalities, DataError for a row without any picture.
     """
-    shape = (num_rows, len(modalities))
-    has_file = np.ones(shape, bool) if has_file is None else has_file
-    eta = _check(modalities, eta, mode, all_missing, has_file)
-    rng = np.random.default_rng(seed)
-    u = rng.random(shape)
-    present = _hide_exactly(u, eta, has_file) if mode == "exact" else has_file & (u >= eta)
-    if all_missing == "repair":
+    eta = np.asarray(missing.eta, float)
+    _check(has_file, modalities, missing)
+    rng = np.random.default_rng(missing.seed)
+    u = rng.random(has_file.shape)
+    present = _hide_exactly(u, eta, has_file) if missing.mode == "exact" else has_file & (u >= eta)
+    if missing.all_missing == "repair":
         rows = np.flatnonzero(~present.any(axis=1))
         ratio = np.where(has_file, u / np.where(eta > 0, eta, 1), -np.inf)
         present[rows, ratio[rows].argmax(axis=1)] = True
-    elif all_missing == "reject":
+    elif missing.all_missing == "reject":
         while len(rows := np.flatnonzero(~present.any(axis=1))):
             present[rows] = has_file[rows] & (rng.random((len(rows), len(modalities))) >= eta)
     return present
@@ -66,7 +54,7 @@ def load(path: str, fingerprint: str, shape: tuple[int, int]) -> np.ndarray:
     if found != fingerprint:
         raise DataError(
             f"missing: the masks in {path} belong to another list of files ({found}, the data have {fingerprint}); "
-            "draw them anew with missing.mask_file=''"
+            "set missing.mask_file='' to draw new ones"
         )
     if present.shape != tuple(shape) or present.dtype != np.bool_:
         raise DataError(f"missing: the masks in {path} are {present.dtype}{present.shape}, expected bool{tuple(shape)}")
@@ -82,25 +70,15 @@ def _hide_exactly(u: np.ndarray, eta: np.ndarray, has_file: np.ndarray) -> np.nd
     return present
 
 
-def _check(
-    modalities: Sequence[str], eta: Sequence[float], mode: str, all_missing: str, has_file: np.ndarray
-) -> np.ndarray:
-    rate = np.asarray(eta, float)
-    if rate.shape != (len(modalities),):
-        raise ValueError(f"missing.eta={eta}: expected {len(modalities)} rates, one for each of {tuple(modalities)}")
-    if not ((rate >= 0) & (rate <= 1)).all():
-        raise ValueError(f"missing.eta={eta}: every rate must lie in [0, 1]")
-    if mode not in MODES:
-        raise ValueError(f"missing.mode={mode!r}: expected one of {', '.join(MODES)}")
-    if all_missing not in ALL_MISSING:
-        raise ValueError(f"missing.all_missing={all_missing!r}: expected one of {', '.join(ALL_MISSING)}")
+def _check(has_file: np.ndarray, modalities: Sequence[str], missing: MissingConfig) -> None:
+    if len(missing.eta) != len(modalities):
+        raise ConfigError(
+            f"config.missing.eta={missing.eta}: expected {len(modalities)} rates, one for each of {tuple(modalities)}"
+        )
     for row in np.flatnonzero(~has_file.any(axis=1)):
         raise DataError(f"missing: row {row} has no file in any of {', '.join(modalities)}; remove it from the data")
-    if all_missing == "reject":
-        if mode == "exact":
-            raise ValueError("missing.all_missing='reject' draws single rows again: it needs missing.mode='bernoulli'")
-        if not (has_file & (rate < 1)).any(axis=1).all():
-            raise ValueError(
-                f"missing.eta={eta}: with all_missing='reject' a row whose pictures all have rate 1 never ends"
-            )
-    return rate
+    if missing.all_missing == "reject" and not (has_file & (np.asarray(missing.eta) < 1)).any(axis=1).all():
+        raise ConfigError(
+            f"config.missing.eta={missing.eta}: a row whose pictures all have rate 1 loses them in every draw; lower "
+            "the rate, or set missing.all_missing='repair' or 'drop_sample'"
+        )

@@ -1,9 +1,9 @@
-"""A dataset packed by `tfds_builder`: pictures in ArrayRecord files, everything else in one small file a split.
+"""A dataset packed by `tfds_builder`: pictures in ArrayRecord files, everything else in one small file per split.
 
     data_dir/<dataset>/<version>/   what TFDS writes, and columns_<split>.npz: paths, identities, cameras, captions
 
-The columns are those of the files that were packed, so masks, batches and checkpoints of a run fit both forms. Works
-on local disks and on gs:// as far as the installed file systems do.
+The columns are those of the files that were packed, so masks, batches and checkpoints of a run fit both forms. Local
+paths and gs:// work, as far as the installed file systems support them.
 """
 
 import io
@@ -14,14 +14,14 @@ import numpy as np
 from etils import epath
 
 from input_pipeline.records import Records
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 
 VERSION = "1.0.0"
 FIXED = ("pid", "camid", "view")
 
 
 def folder(data_dir: str, name: str) -> epath.Path:
-    """Where dataset `name` lies below `data_dir`."""
+    """The folder of dataset `name` below `data_dir`."""
     return epath.Path(data_dir) / name / VERSION
 
 
@@ -36,37 +36,37 @@ def write_columns(target: epath.Path, split: str, records: Records) -> None:
 
 
 def load(data_dir: str, *, name: str, modalities: Sequence[str]) -> dict[str, Records]:
-    """The splits of a packed dataset, of its rows those that have one of `modalities`; pictures are read on demand.
+    """The splits of a packed dataset: the rows with a picture of `modalities`; pictures are read on demand.
 
-    Raises DataError if there is no such dataset, ValueError for a modality that was not packed.
+    Raises DataError if there is no such dataset, ConfigError for a modality that was not packed.
     """
     import tensorflow_datasets as tfds
 
-    place = folder(data_dir, name)
-    found = sorted(file.name for file in place.glob("columns_*.npz")) if place.exists() else []
+    root = folder(data_dir, name)
+    found = sorted(file.name for file in root.glob("columns_*.npz")) if root.exists() else []
     if not found:
         raise DataError(
             f"packed: no dataset {name!r} under {data_dir}; make one with "
             f"python -m input_pipeline.tfds_builder --dataset={name} --data_dir=FILES --output={data_dir}"
         )
-    builder = tfds.builder_from_directory(place)
+    builder = tfds.builder_from_directory(root)
     splits = [file.removeprefix("columns_").removesuffix(".npz") for file in found]
     return {
-        split: _records(place, _read_columns(place / file), modalities, builder.as_data_source(split=split))
+        split: _records(root, _read_columns(root / file), modalities, builder.as_data_source(split=split))
         for split, file in zip(splits, found)
     }
 
 
-def _records(place: epath.Path, columns: dict[str, np.ndarray], modalities: Sequence[str], packed: Sequence) -> Records:
+def _records(root: epath.Path, columns: dict[str, np.ndarray], modalities: Sequence[str], packed: Sequence) -> Records:
     paths, parts, captions = (
         {key.partition("/")[2]: column for key, column in columns.items() if key.startswith(f"{field}/")}
         for field in ("paths", "parts", "captions")
     )
     lacking = sorted(set(modalities) - paths.keys())
     if lacking:
-        raise ValueError(f"data.modalities={tuple(modalities)}: {place} was packed without {', '.join(lacking)}")
+        raise ConfigError(f"config.data.modalities={tuple(modalities)}: {root} was packed without {', '.join(lacking)}")
     whole = Records(
-        root=str(place),
+        root=str(root),
         paths={name: paths[name] for name in modalities},
         parts={name: parts[name] for name in modalities if name in parts},
         captions=captions,

@@ -20,7 +20,7 @@ class IdentitySampler:
     """
 
     def __init__(self, labels: np.ndarray, *, identities: int, instances: int, seed: int):
-        """`labels` [N] holds 0..K-1; raises DataError when it has fewer than `identities` different ones."""
+        """`labels` [N] are classes of rows; raises DataError when there are fewer than `identities` different ones."""
         labels = np.asarray(labels)
         self._rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         if len(self._rows) < identities:
@@ -29,9 +29,9 @@ class IdentitySampler:
                 f"batch; lower data.identities"
             )
         self._identities, self._instances, self._seed = identities, instances, seed
-        self._starts = [0]  # first step of each pass located so far; passes differ a little in length
+        self._starts = [0]  # first step of every pass drawn so far; passes differ a little in length
         self._lock = threading.Lock()
-        # Reading threads straddle two passes at most, and a pass costs milliseconds to draw again.
+        # Reading threads work on two passes at most, and drawing a pass again takes milliseconds.
         self._pass = functools.lru_cache(maxsize=4)(self._draw_pass)
 
     @property
@@ -69,8 +69,8 @@ class IdentitySampler:
         used = np.zeros(len(shuffled), np.int64)
         out = np.empty((len(batches), self._identities, K), np.int64)
         for step, labels in enumerate(batches):
-            for place, label in enumerate(labels):
-                out[step, place] = shuffled[label][used[label] : used[label] + K]
+            for slot, label in enumerate(labels):
+                out[step, slot] = shuffled[label][used[label] : used[label] + K]
             used[labels] += K
         out.flags.writeable = False  # cached and handed out
         return out.reshape(len(batches), -1)
@@ -79,8 +79,8 @@ class IdentitySampler:
 class PairSampler:
     """An endless stream of batches that pair pictures of one identity, one of each modality (TVI-LFM, NeurIPS 2024).
 
-    A batch has `identities` (P) different ones and `instances` (K) rows of each; a pass has N // (P*K) + 1 batches, N
-    the pictures of the modality that has most. Pass p draws from Philox(key=[seed, p]) and nothing else.
+    A batch has `identities` (P) different ones and `instances` (K) rows of each; a pass has N // (P*K) + 1 batches,
+    where N counts the pictures of the largest modality. Pass p draws from Philox(key=[seed, p]) and nothing else.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PairSampler:
     ):
         """`pids` [N] of the training rows and, {modality: [N] bool}, which of them have which picture.
 
-        Identities that lack a modality are not drawn, which a warning tells; DataError when fewer than P remain.
+        Identities that lack a modality are not drawn, with a warning; raises DataError when fewer than P remain.
         """
         rows = {pid: [np.flatnonzero((pids == pid) & own) for own in present.values()] for pid in np.unique(pids)}
         self._rows = [own for own in rows.values() if all(map(len, own))]
@@ -110,8 +110,8 @@ class PairSampler:
         """The rows of batch `step` by modality, [P*K,M] int64; ValueError for a negative step."""
         if step < 0:
             raise ValueError(f"sampler: step {step} is negative")
-        number, place = divmod(step, self.steps_per_epoch)
-        return self._pass(number)[place]
+        number, batch = divmod(step, self.steps_per_epoch)
+        return self._pass(number)[batch]
 
     def _draw_pass(self, number: int) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=[self._seed, number]))
@@ -128,14 +128,14 @@ def draw_pairs(
     instances: int,
     steps: int,
 ) -> np.ndarray:
-    """All batches of a pass, [steps,P*K,M], from `rows`: of each identity, of each modality, the rows that have it.
+    """All batches of a pass, [steps,P*K,M]; rows[i][m] are the rows of identity i with a picture of modality m.
 
-    For a batch, P identities without replacement; for each of these and each modality, K rows with replacement, one
-    draw after the other. With NumPy's legacy generator these are the published code's own draws.
+    A batch draws P identities without replacement, then for each of them and each modality K rows with replacement.
+    With NumPy's legacy generator these are the draws of the published code.
     """
     out = np.empty((steps, identities, instances, len(rows[0])), np.int64)
     for batch in out:
-        for place, identity in enumerate(rng.choice(len(rows), identities, replace=False)):
+        for slot, identity in enumerate(rng.choice(len(rows), identities, replace=False)):
             for column, own in enumerate(rows[identity]):
-                batch[place, :, column] = rng.choice(own, instances)
+                batch[slot, :, column] = rng.choice(own, instances)
     return out.reshape(steps, identities * instances, -1)

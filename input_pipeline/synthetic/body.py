@@ -1,7 +1,7 @@
 """The outline of a procedural pedestrian: limbs, garments, bag and hat, drawn on a map of parts.
 
-Lengths here are in body units: x to the right of the spine and y above the ground, both in statures, so the
-crown of the head is at y = 1. `Frame` takes them to pixels.
+Lengths are in body units: x to the right of the spine and y above the ground, both in statures, so the crown of the
+head is at y = 1. `Frame` converts them to pixels.
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,12 @@ from PIL import ImageDraw
 
 from input_pipeline.synthetic.people import Camera, Identity, Shot
 
-SHOULDER, CHIN, HEAD = (
-    0.815,
-    0.865,
-    0.932,
-)  # heights of the shoulder line, the chin and the middle of the head
+SHOULDER, CHIN, HEAD = 0.815, 0.865, 0.932  # heights of the shoulder line, the chin and the middle of the head
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the body stands on the canvas, and its joints that more than one part needs."""
+    """Where the body stands on the canvas, and the joints that several parts share."""
 
     x: float  # pixel column of the spine
     ground: float  # pixel row of the ground

@@ -1,7 +1,7 @@
-"""Says in English what one spectrum shows of a procedural pedestrian: the truth, in words that vary.
+"""English captions of one spectrum of a procedural pedestrian: true to the picture, in varying words.
 
-Only parts that can be seen in the picture are spoken of. RGB captions name colours; near-infrared captions say
-how light or dark the clothes look, thermal ones how warm, and neither ever uses a word for a colour.
+Captions mention only parts that are visible in the picture. RGB captions name colours; near infrared captions say how
+light or dark the clothes are, thermal ones how warm, and neither names a colour.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from input_pipeline.synthetic.people import Identity
 
 PERSON = ("person", "pedestrian", "passer-by")
-WORDS = {  # the braces take the word for colour, lightness or warmth, if there is one
+WORDS = {  # the braces hold the word for colour, lightness or warmth, if there is one
     "t-shirt": ("{}t-shirt", "{}short-sleeved top"),
     "jacket": ("{}jacket", "{}long-sleeved jacket"),
     "coat": ("{}coat", "long {}coat"),
@@ -42,9 +42,9 @@ SENTENCES = (
 
 
 def describe(identity: Identity, seen: frozenset[str], spectrum: str, rng: np.random.Generator) -> tuple[str, str]:
-    """Two differently worded sentences about one picture; `spectrum` is "rgb", "nir" or "tir".
+    """A caption of one picture and the same rephrased; `spectrum` is "rgb", "nir" or "tir".
 
-    `seen` names the parts that are visible in the picture (`Drawing.seen`); garments are always spoken of.
+    `seen` names the parts that are visible in the picture (`Drawing.seen`); garments are always mentioned.
     """
     first, second = rng.permutation(len(SENTENCES))[:2]
     return tuple(_sentence(identity, seen, spectrum, rng, SENTENCES[i]) for i in (first, second))
@@ -96,7 +96,7 @@ def _extras(identity: Identity, seen: frozenset[str], spectrum: str, rng, word) 
 
 
 def _build(identity: Identity) -> str:
-    """Size words for people who stand out, so that most sentences stay plain."""
+    """Words for unusual sizes only, so that most captions have none."""
     size = "tall " if identity.stature > 0.96 else "small " if identity.stature < 0.89 else ""
     return size + ("stout " if identity.belly > 0.105 else "slim " if identity.belly < 0.083 else "")
 

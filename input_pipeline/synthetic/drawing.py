@@ -1,7 +1,7 @@
 """Draws a procedural pedestrian in three spectra.
 
-The scene is drawn once, as a map of parts. A spectrum is a table from part to grey level, so it cannot show
-an attribute that its table does not read. The camera then adds light, blur and noise.
+The scene is drawn once, as a map of parts. A spectrum is a table from part to grey level, so it cannot show an
+attribute that its table does not use. The camera then adds light, blur and noise.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ FAR_SHADE = 0.82  # the arm and leg on the far side are in the shade of the body
 
 @dataclass(frozen=True)
 class Drawing:
-    """Three aligned pictures and what can be seen in them."""
+    """Three aligned pictures and the names of their visible parts."""
 
     pictures: dict[str, np.ndarray]  # "rgb" [H,W,3], "nir" [H,W], "tir" [H,W], uint8
     seen: frozenset[str]  # names in PARTS, and "reflectance_pattern", "heat_pattern"
@@ -71,7 +71,7 @@ def _levels(identity: Identity, camera: Camera) -> np.ndarray:
 
 
 def draw(identity: Identity, camera: Camera, shot: Shot, *, height: int) -> Drawing:
-    """One picture of one person in three spectra, `height` x `height // 2` pixels."""
+    """One shot of one identity in three spectra, `height` x `height // 2` pixels."""
     over = 4 if height <= 96 else 2  # drawn larger, then averaged: smooth edges
     size = (height // 2 * over, height * over)
     parts = Image.new("L", size)
@@ -114,14 +114,14 @@ def _draw_background(parts: Image.Image, camera: Camera, shot: Shot) -> None:
 
 
 def _draw_obstacle(parts: Image.Image, shot: Shot) -> None:
-    """Something in front of the person: narrow enough never to hide a garment entirely."""
+    """An obstacle before the person, narrow enough never to hide a garment entirely."""
     if shot.obstacle:
         left, right, top = (x * parts.height for x in shot.obstacle)
         ImageDraw.Draw(parts).rectangle((left, top, right, parts.height), fill=PART_CODE["obstacle"])
 
 
 def _film(channels: list[Image.Image], camera: Camera, shot: Shot, height: int) -> np.ndarray:
-    """What the camera makes of the scene: light, blur and noise. Returns [H,W,5] uint8."""
+    """The picture that the camera takes, with light, blur and noise: [H,W,5] uint8."""
     blur = ImageFilter.GaussianBlur(camera.blur * height / 64)
     pixels = np.stack([np.asarray(x.filter(blur), np.float32) for x in channels], axis=-1)
     pixels *= np.array(camera.gain, np.float32) * np.array(shot.gain, np.float32)
@@ -131,7 +131,7 @@ def _film(channels: list[Image.Image], camera: Camera, shot: Shot, height: int) 
 
 
 def _seen(parts: Image.Image, stripes: Image.Image, spots: Image.Image) -> frozenset[str]:
-    """Names of what covers at least 3 pixels of a picture 64 high: a caption tells of nothing hidden."""
+    """Names of the parts that cover at least 3 pixels of a picture 64 high; captions mention no others."""
     enough = 3 / (64 * 32) * parts.width * parts.height
     counts = dict(zip(PARTS, parts.histogram(), strict=False))
     counts |= {"reflectance_pattern": stripes.histogram()[255], "heat_pattern": spots.histogram()[255]}

@@ -1,10 +1,10 @@
-"""Procedural pedestrians seen in three spectra: who they are, which cameras film them, and how they move.
+"""Procedural pedestrians: the attributes of identities, cameras and shots in three spectra.
 
-A person's shape is seen in every spectrum, the colour of their clothes only in RGB, how well the cloth
-reflects near infrared only in NIR, and how warm everything is only in TIR. The four are drawn independently of
-each other, so that two people who look alike in one spectrum usually differ in another.
+The shape of a person is visible in every spectrum, the colour of the clothes only in RGB, their reflectance only in
+NIR, and their heat only in TIR. The four are drawn independently, so that two identities that look similar in one
+spectrum usually differ in another.
 
-Every random number comes from a generator keyed by what it is for, so a picture never depends on which other
+Every random number comes from a generator keyed by its purpose, so that a picture does not depend on which other
 pictures are drawn.
 """
 
@@ -49,15 +49,15 @@ IDENTITY_STREAM, CAMERA_STREAM, SHOT_STREAM, NOISE_STREAM, TEXT_STREAM = range(5
 
 
 def generator(seed: int, stream: int, pid: int = 0, camid: int = 0, image: int = 0) -> np.random.Generator:
-    """The generator of one purpose (`stream`) for one person, camera and image; all are independent."""
+    """The generator of one purpose (`stream`) for one identity, camera and image; all are independent."""
     return np.random.default_rng([seed, stream, pid, camid, image])
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One person. The lengths are fractions of the stature; the words are keys of the tables above."""
+    """One identity. Lengths are fractions of the stature; strings are keys of the tables above."""
 
-    # seen in every spectrum
+    # visible in every spectrum
     stature: float  # of the tallest person
     shoulders: float
     legs: float
@@ -67,17 +67,17 @@ class Identity:
     lower: str
     bag: str
     hat: str
-    # seen only in RGB
+    # visible only in RGB
     upper_colour: str
     lower_colour: str
     hair_colour: str
     skin_colour: str
     bag_colour: str
-    # seen only in NIR
+    # visible only in NIR
     upper_reflectance: str
     lower_reflectance: str
     reflectance_pattern: str
-    # seen only in TIR
+    # visible only in TIR
     upper_heat: str
     lower_heat: str
     head_heat: float  # grey level
@@ -87,7 +87,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Camera:
-    """What one camera does to every picture; lengths are fractions of the picture's height."""
+    """How one camera changes every picture; lengths are fractions of the picture's height."""
 
     scale: float
     width: float  # horizontal stretch of the body
@@ -106,7 +106,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Shot:
-    """What differs between two pictures of one person by one camera."""
+    """How two pictures of one identity by one camera differ."""
 
     step: float  # -1..1, swing of the legs
     swing: float  # -1..1, swing of the arms
@@ -120,7 +120,7 @@ class Shot:
 
 
 def make_identity(seed: int, pid: int) -> Identity:
-    """The person `pid` of the world `seed`."""
+    """The identity `pid` of the dataset `seed`."""
     rng = generator(seed, IDENTITY_STREAM, pid)
 
     def pick(names):
@@ -153,7 +153,7 @@ def make_identity(seed: int, pid: int) -> Identity:
 
 
 def make_camera(seed: int, camid: int) -> Camera:
-    """The camera `camid` of the world `seed`; training and test people walk past the same cameras."""
+    """The camera `camid` of the dataset `seed`; training and test identities have the same cameras."""
     rng = generator(seed, CAMERA_STREAM, camid=camid)
 
     def surface(rgb, nir, tir):
@@ -185,7 +185,7 @@ def make_camera(seed: int, camid: int) -> Camera:
 
 
 def make_shot(seed: int, pid: int, camid: int, image: int) -> Shot:
-    """The `image`-th picture of person `pid` by camera `camid`."""
+    """The shot number `image` of identity `pid` by camera `camid`."""
     rng = generator(seed, SHOT_STREAM, pid, camid, image)
     left, width, top = rng.uniform(0.0, 0.4), rng.uniform(0.045, 0.07), rng.uniform(0.55, 0.75)
     return Shot(

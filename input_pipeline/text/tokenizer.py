@@ -1,8 +1,8 @@
 """Captions to CLIP token ids: <|startoftext|>, byte-level BPE, <|endoftext|>, zeros up to the context.
 
-Three sources of the vocabulary behind one door: CLIP's own, from a folder or the Hugging Face Hub; the same as a wheel
-carries it; a small one trained on the captions at hand. <|endoftext|> is the largest id in all of them, so that argmax
-finds the end of a sentence. A caption that spells such a mark out is text like any other.
+The vocabulary is CLIP's own, from a folder or the Hugging Face Hub; or the same from an installed package; or a small
+one trained on the captions of the dataset. <|endoftext|> is the largest id in all of them, so that argmax finds the end
+of a sentence. A caption that contains such a mark is encoded as ordinary text.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import ftfy
 import numpy as np
 
 from jax_mmreid import hub
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either holds a vocabulary
@@ -28,7 +28,7 @@ _WAYS_OUT = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """Ids of cleaned captions, 0..vocab-1; `open_tokenizer` makes it."""
+    """Encodes captions as ids 0..vocab-1; made by `open_tokenizer`."""
 
     vocab: int
     start: int
@@ -38,7 +38,7 @@ class Tokenizer:
     _save: Callable[[str], object] | None = dataclasses.field(default=None, repr=False)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids [n,L] int32, L = `context`; what is longer is cut, and its last id is the end all the same."""
+        """Token ids [n,L] int32, L = `context`; longer captions are cut and still end with the end token."""
         if isinstance(texts, str):
             raise TypeError(f"tokenizer: expected a list of captions, got one: {texts[:40]!r}")
         ids = np.zeros((len(texts), self.context), np.int32)
@@ -48,7 +48,7 @@ class Tokenizer:
         return ids
 
     def save(self, folder: str) -> None:
-        """Writes a folder that `open_tokenizer` and transformers read; nothing for "builtin", which needs none."""
+        """Writes a folder that `open_tokenizer` and transformers read; for "builtin" nothing, as it is installed."""
         if self._save is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self._save(folder)
@@ -57,15 +57,16 @@ class Tokenizer:
 def open_tokenizer(
     source: str, *, context: int = 77, captions: Sequence[str] = (), vocab_size: int = 4096
 ) -> Tokenizer:
-    """Opens the vocabulary that `source` names; an existing folder called like a Hub id goes before the Hub.
+    """Opens the vocabulary that `source` names; a folder of that name is preferred to a Hub id.
 
     source      a folder with transformers' files of a CLIP tokenizer, or a Hub id of one
-                "builtin": CLIP's vocabulary as instant-clip-tokenizer carries it
-                "train": a byte-level BPE in CLIP's manner, trained on `captions`, of at most `vocab_size` ids (fewer
-                where no two letters stand together twice); the order of the captions does not matter
-    context     L, the ids of a caption, both ends included
+                "builtin": CLIP's vocabulary from the package instant-clip-tokenizer
+                "train": a byte-level BPE like CLIP's, trained on `captions`, of at most `vocab_size` ids (fewer if no
+                pair of symbols is left that occurs twice); the order of the captions does not matter
+    context     L, the ids of a caption, start and end included
 
-    Raises ValueError for an argument that cannot be, DataError for a folder, Hub id or captions that cannot be used.
+    Raises ConfigError for a source that does not exist, DataError for a folder, Hub id or captions that cannot be used,
+    ValueError for a context below 2 or a vocab_size below 514 (`TextConfig` checks both).
     """
     if context < 2:
         raise ValueError(f"tokenizer: context={context} must be at least 2, the start and the end")
@@ -76,18 +77,18 @@ def open_tokenizer(
     folder = Path(source)
     if not folder.is_dir():
         if not hub.is_id(source):
-            raise ValueError(f"data.text.tokenizer={source!r} is no folder and no Hub id; {_WAYS_OUT}")
+            raise ConfigError(f"config.data.text.tokenizer={source!r}: neither a folder nor a Hub id; {_WAYS_OUT}")
         folder = hub.download(source, _WANTED)
     return _load(folder, context)
 
 
 def trim(ids: np.ndarray) -> np.ndarray:
-    """ids [n,L] without the columns that are padding in every row; exact, as CLIP's text tower is causal."""
+    """ids [n,L] without the columns that are padding in every row; features do not change, as the tower is causal."""
     return ids[:, : ids.argmax(axis=1).max(initial=0) + 1]
 
 
 def clean(text: str) -> str:
-    """What OpenAI's tokenizer reads: mojibake and HTML entities undone, single spaces, lower case."""
+    """OpenAI's cleaning: mojibake and HTML entities undone, single spaces, lower case."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
@@ -97,21 +98,21 @@ def _builtin(context: int) -> Tokenizer:
     except ModuleNotFoundError as error:
         if error.name != "instant_clip_tokenizer":
             raise
-        raise ValueError(
-            "data.text.tokenizer='builtin': instant-clip-tokenizer is not installed (its wheels are for Python 3.11 "
-            "and 3.12 on x86-64 and macOS); name a folder or a Hub id such as openai/clip-vit-base-patch16, or 'train'"
+        raise ConfigError(
+            "config.data.text.tokenizer='builtin': instant-clip-tokenizer is not installed (its wheels are for Python "
+            "3.11 and 3.12 on x86-64 and macOS); name a folder, a Hub id as openai/clip-vit-base-patch16, or 'train'"
         ) from error
     clip = Clip()
 
     def words(text: str) -> list[int]:
-        # The space keeps it from reading "<end_of_text>" as a mark of its own; all other ids stay as they are.
+        # The space keeps it from reading "<end_of_text>" as its end token; all other ids stay as they are.
         return clip.encode(text.replace("_of_text>", "_of_text >"))
 
     return Tokenizer(clip.end_of_text() + 1, clip.start_of_text(), clip.end_of_text(), context, words)
 
 
 def _train(captions: list[str], vocab_size: int, context: int) -> Tokenizer:
-    """The layout of CLIP's ids: bytes, bytes at the end of a word, merges, start, end."""
+    """A vocabulary in the order of CLIP's ids: bytes, bytes at the end of a word, merges, start, end."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, trainers
     from transformers import CLIPTokenizer
@@ -122,13 +123,13 @@ def _train(captions: list[str], vocab_size: int, context: int) -> Tokenizer:
             f"tokenizer: vocab_size={vocab_size} is less than {len(letters) + 2}: all bytes, start and end"
         )
     if not any(captions):
-        raise DataError("tokenizer: 'train' found no captions to learn from; check the data, or name another source")
+        raise DataError("tokenizer: 'train' found no training captions; add captions, or name another tokenizer")
     backend = Backend(models.BPE(end_of_word_suffix="</w>"))
     backend.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 2,
         min_frequency=2,
-        # Named as special tokens, letters have fixed ids; else those at word ends come in the order of a hash table,
+        # As special tokens, letters have fixed ids; otherwise those at word ends come in the order of a hash table,
         # which also breaks ties between merges.
         special_tokens=letters,
         end_of_word_suffix="</w>",
@@ -148,14 +149,14 @@ def _load(folder: Path, context: int) -> Tokenizer:
     try:
         return _wrap(CLIPTokenizer.from_pretrained(folder, local_files_only=True), context)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise DataError(f"tokenizer: cannot read that of {folder} ({_reason(error)}); {_WAYS_OUT}") from error
+        raise DataError(f"tokenizer: cannot read the one in {folder} ({_reason(error)}); {_WAYS_OUT}") from error
 
 
 def _wrap(clip, context: int) -> Tokenizer:
-    """A transformers CLIPTokenizer as ours; raises ValueError if its vocabulary is not in CLIP's manner."""
+    """A transformers CLIPTokenizer as ours; raises ValueError if its vocabulary is not laid out like CLIP's."""
     from tokenizers import Tokenizer as Backend
 
-    # The model and its splitting of words alone: no second cleaning, no marks inside a caption, no cutting.
+    # Only the model and its splitting of words: no second cleaning, no special tokens in a caption, no truncation.
     backend = Backend(clip.backend_tokenizer.model)
     backend.pre_tokenizer = clip.backend_tokenizer.pre_tokenizer
     vocab = backend.get_vocab()

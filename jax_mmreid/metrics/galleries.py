@@ -1,6 +1,6 @@
-"""Which pictures are searched: galleries drawn from a split, as the cross-modality protocols do it, trial by trial.
+"""Galleries drawn from a split, trial by trial, as the visible-infrared protocols do.
 
-A draw is a pure function of pid and camid and the number of its trial; no global generator is touched.
+A draw is a pure function of pid and camid and the number of its trial; it does not use a global generator.
 """
 
 import random
@@ -8,30 +8,34 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jax_mmreid.errors import ConfigError
+
 
 def draw(columns: Mapping[str, np.ndarray], *, cameras: Sequence[int], shots: int, trial: int) -> np.ndarray:
-    """Rows [n] of `shots` pictures of every person before every one of `cameras`, all where there are fewer.
+    """Rows [n]: `shots` pictures of every identity by each of `cameras`, or all of them if there are fewer.
 
-    Persons come in the order of their numbers, their cameras in the order given; where there is no picture nothing is
-    drawn. A single shot is what the field's code draws after `random.seed(trial)`, given that the rows of a person and
-    camera are in the order of their file names, as `Records` has them. Several shots are drawn without replacement
-    from NumPy's generator of this seed; there the field's code goes on from trial to trial.
+    `columns` are pid and camid of a split, each [N]. Identities come in ascending order, their cameras in the order
+    given; an identity without a picture by a camera has no row of it. A single shot is the draw of the published codes
+    after `random.seed(trial)`, provided that the rows of an identity and camera are in the order of their file names,
+    as `Records` has them. Several shots are drawn without replacement from NumPy's generator with seed `trial`; the
+    published codes use one generator for all trials there.
 
-    SYSU-MM01   cameras 1, 2, 4, 5 (all search) or 1, 2 (indoor search); 1 or 10 shots
-    LLCM        cameras 1 to 9; 1 shot
-
-    Raises ValueError for a number that cannot be and where the cameras have no picture.
+    Raises ConfigError for impossible shots, trial or cameras, and if the split has no picture by these cameras.
     """
-    if shots < 1 or trial < 0 or len(set(cameras)) < len(cameras):
-        raise ValueError(f"galleries: cannot draw cameras={tuple(cameras)}, shots={shots}, trial={trial}")
-    by_place = {}
-    for row, place in enumerate(zip(columns["pid"].tolist(), columns["camid"].tolist())):
-        by_place.setdefault(place, []).append(row)
-    persons = np.unique(columns["pid"]).tolist()
-    groups = [by_place[pid, camera] for pid in persons for camera in cameras if (pid, camera) in by_place]
+    if shots < 1:
+        raise ConfigError(f"draw.shots={shots}: must lie in [1, inf)")
+    if trial < 0:
+        raise ConfigError(f"draw.trial={trial}: must lie in [0, inf)")
+    if len(set(cameras)) < len(cameras):
+        raise ConfigError(f"draw.cameras={tuple(cameras)}: a camera is named twice")
+    by_camera = {}
+    for row, key in enumerate(zip(columns["pid"].tolist(), columns["camid"].tolist())):
+        by_camera.setdefault(key, []).append(row)
+    pids = np.unique(columns["pid"]).tolist()
+    groups = [by_camera[pid, camera] for pid in pids for camera in cameras if (pid, camera) in by_camera]
     if not groups:
-        seen = ", ".join(map(str, np.unique(columns["camid"])))
-        raise ValueError(f"galleries: no picture of cameras {tuple(cameras)}; the split has cameras {seen}")
+        existing = ", ".join(map(str, np.unique(columns["camid"])))
+        raise ConfigError(f"draw.cameras={tuple(cameras)}: the split has pictures by cameras {existing} only")
     if shots == 1:
         one = random.Random(trial)
         return np.array([one.choice(group) for group in groups])

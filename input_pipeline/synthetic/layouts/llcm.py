@@ -5,28 +5,27 @@ from pathlib import Path
 
 from input_pipeline.datasets.llcm import CAMERAS, FOLDERS
 from input_pipeline.synthetic.scenes import Captions, Plan, Row, Scene, frames, save_jpeg, scenes
-
-SPECTRA = {"rgb": "rgb", "ir": "nir"}
+from jax_mmreid.batch import MODALITIES
 
 
 def write(root: Path, plan: Plan) -> None:
-    """Draws the plan into the folder `root`; camera 3 has no infrared, every third person misses the last camera."""
+    """Draws the plan into the folder `root`; camera 3 has no infrared, every third identity misses the last camera."""
     plan.check_pids(9999)
     captions = Captions("datasets/llcm/")
     for modality, folder in FOLDERS.items():
         for camera in CAMERAS[modality]:
             (root / f"test_{folder}" / f"cam{camera}").mkdir(parents=True)
     lists = {folder: [] for folder in FOLDERS.values()}
-    for capture in scenes(plan, plan.train_pids):
-        for folder, name, spectrum in _shown(capture, plan):
-            path = f"{folder}/{capture.pid:04d}/{name}"
-            _save(root / path, capture, spectrum)
-            captions.add(path, capture, spectrum)
-            lists[folder].append(f"{path} {plan.train_pids.index(capture.pid)}\n")
-    for capture in scenes(plan, plan.test_pids):
-        for folder, name, spectrum in _shown(capture, plan):
-            _save(root / f"test_{folder}" / f"cam{capture.camid}" / f"{capture.pid:04d}" / name, capture, spectrum)
-            captions.add(f"{folder}/{capture.pid:04d}/{name}", capture, spectrum)
+    for scene in scenes(plan, plan.train_pids):
+        for folder, name, spectrum in _shown(scene, plan):
+            path = f"{folder}/{scene.pid:04d}/{name}"
+            _save(root / path, scene, spectrum)
+            captions.add(path, scene, spectrum)
+            lists[folder].append(f"{path} {plan.train_pids.index(scene.pid)}\n")
+    for scene in scenes(plan, plan.test_pids):
+        for folder, name, spectrum in _shown(scene, plan):
+            _save(root / f"test_{folder}" / f"cam{scene.camid}" / f"{scene.pid:04d}" / name, scene, spectrum)
+            captions.add(f"{folder}/{scene.pid:04d}/{name}", scene, spectrum)
     (root / "idx").mkdir()
     for folder, lines in lists.items():
         (root / "idx" / f"train_{folder}.txt").write_text("".join(lines))
@@ -43,19 +42,19 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def _modalities(pid: int, camid: int, plan: Plan) -> list[str]:
-    """What a camera shows of a person."""
+    """The modalities in which a camera films an identity."""
     if pid % 3 == 0 and camid == plan.cameras > 1:
         return []
     return [m for m, cameras in CAMERAS.items() if camid in cameras]
 
 
-def _shown(capture: Scene, plan: Plan) -> list[tuple[str, str, str]]:
-    """(folder, file name, spectrum) of the pictures that this moment leaves."""
-    stem = f"{capture.pid:04d}_c{capture.camid:02d}_s000000_f{capture.image:04d}"
-    shown = _modalities(capture.pid, capture.camid, plan)
-    return [(FOLDERS[m], f"{stem}_{FOLDERS[m]}.jpg", SPECTRA[m]) for m in shown]
+def _shown(scene: Scene, plan: Plan) -> list[tuple[str, str, str]]:
+    """(folder, file name, spectrum) of the pictures of a scene."""
+    stem = f"{scene.pid:04d}_c{scene.camid:02d}_s000000_f{scene.image:04d}"
+    shown = _modalities(scene.pid, scene.camid, plan)
+    return [(FOLDERS[m], f"{stem}_{FOLDERS[m]}.jpg", MODALITIES[m].drawing) for m in shown]
 
 
-def _save(path: Path, capture: Scene, spectrum: str) -> None:
+def _save(path: Path, scene: Scene, spectrum: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_jpeg(path, capture.pictures[spectrum])
+    save_jpeg(path, scene.pictures[spectrum])

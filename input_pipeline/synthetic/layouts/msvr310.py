@@ -1,7 +1,7 @@
 """The layout of MSVR310: `{bounding_box_train,query3,bounding_box_test}/PPPP/{vis,ni,th}/PPPP_sSSS_vV_III.jpg`.
 
-Pedestrians stand in for vehicles, stretched to twice as wide as high. A camera is a scene, since it has a background
-of its own; images take the views 0 to 7 in turn. The first image of every scene is a query too.
+Pedestrians stand in for vehicles, stretched to twice as wide as high. A camera becomes a scene of the dataset, since it
+has a background of its own; images take the views 0 to 7 in turn. The first image of every camera is a query too.
 """
 
 import shutil
@@ -11,24 +11,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from input_pipeline.datasets.msvr310 import FOLDERS
 from input_pipeline.synthetic.scenes import Plan, Row, frames, save_jpeg, scenes
+from jax_mmreid.batch import MODALITIES
 
 VIEWS = 8
 
 
 def write(root: Path, plan: Plan) -> None:
     """Draws the plan into the folder `root`."""
-    folders = {"rgb": "vis", "nir": "ni", "tir": "th"}
     for split, pids in (("bounding_box_train", plan.train_pids), ("bounding_box_test", plan.test_pids)):
-        for capture in scenes(plan, pids):
-            view, counter = capture.image % VIEWS, capture.image // VIEWS
-            name = f"{capture.pid:04d}_s{capture.camid:03d}_v{view}_{counter:03d}.jpg"
-            for spectrum, folder in folders.items():
-                picture = Image.fromarray(capture.pictures[spectrum]).resize((plan.height, plan.height // 2))
-                path = root / split / f"{capture.pid:04d}" / folder / name
+        for scene in scenes(plan, pids):
+            view, counter = scene.image % VIEWS, scene.image // VIEWS
+            name = f"{scene.pid:04d}_s{scene.camid:03d}_v{view}_{counter:03d}.jpg"
+            for modality, folder in FOLDERS.items():
+                pixels = scene.pictures[MODALITIES[modality].drawing]
+                picture = Image.fromarray(pixels).resize((plan.height, plan.height // 2))
+                path = root / split / f"{scene.pid:04d}" / folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_jpeg(path, np.asarray(picture))
-                if split == "bounding_box_test" and capture.image == 0:
+                if split == "bounding_box_test" and scene.image == 0:
                     copy = root / "query3" / path.relative_to(root / split)
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, copy)
@@ -39,4 +41,4 @@ def rows(plan: Plan) -> Iterator[Row]:
     for split, pids in (("train", plan.train_pids), ("query", plan.test_pids), ("gallery", plan.test_pids)):
         for pid, _, image in frames(plan, pids):
             if split != "query" or image == 0:
-                yield Row(split, ("rgb", "nir", "tir"), pid, image % VIEWS)
+                yield Row(split, tuple(FOLDERS), pid, image % VIEWS)

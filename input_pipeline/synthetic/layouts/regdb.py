@@ -12,24 +12,24 @@ from input_pipeline.synthetic.scenes import Captions, Plan, Row, frames, scenes
 
 IMAGES = 10  # of each person in each spectrum, as in RegDB
 TRIALS = 10
-SPECTRA = {"rgb": ("Visible", "v"), "tir": ("Thermal", "t")}
+SPECTRA = {"rgb": ("Visible", "v"), "tir": ("Thermal", "t")}  # RegDB's "ir" is thermal
 
 
 def write(root: Path, plan: Plan) -> None:
-    """Draws the plan into the folder `root`: ten pictures before one pair of cameras, whatever the plan says of them.
+    """Draws the plan into the folder `root`, with ten pictures and one pair of cameras instead of the plan's.
 
-    A trial draws its own training persons from all of them.
+    Every trial draws its training identities from all of them.
     """
     captions = Captions("datasets/regdb/")
     paths = {}  # (spectrum, pid) -> paths
     pids = sorted([*plan.train_pids, *plan.test_pids])
-    for capture in scenes(_as_regdb(plan), pids):
+    for scene in scenes(_as_regdb(plan), pids):
         for spectrum, (folder, letter) in SPECTRA.items():
-            path = f"{folder}/{capture.pid}/person_{letter}_{capture.image:05d}_{capture.pid}.bmp"
+            path = f"{folder}/{scene.pid}/person_{letter}_{scene.image:05d}_{scene.pid}.bmp"
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(capture.pictures[spectrum]).convert("RGB").save(root / path)
-            captions.add(path, capture, spectrum)
-            paths.setdefault((spectrum, capture.pid), []).append(path)
+            Image.fromarray(scene.pictures[spectrum]).convert("RGB").save(root / path)
+            captions.add(path, scene, spectrum)
+            paths.setdefault((spectrum, scene.pid), []).append(path)
     (root / "idx").mkdir()
     for trial in range(1, TRIALS + 1):
         shuffled = np.random.default_rng([plan.seed, trial]).permutation(pids).tolist()
@@ -43,7 +43,7 @@ def write(root: Path, plan: Plan) -> None:
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """The rows that are read from what `write` draws, in every trial as many though not of the same persons."""
+    """The rows that are read from what `write` draws: as many in every trial, of other identities."""
     for pids, splits in ((plan.train_pids, {}), (plan.test_pids, {"rgb": "gallery", "ir": "query"})):
         for pid, _, _ in frames(_as_regdb(plan), pids):
             for m, camid in CAMERAS.items():

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from input_pipeline.datasets.rgbnt100 import PARTS
 from input_pipeline.synthetic.scenes import Plan, Row, Scene, frames, save_jpeg, scenes
+from jax_mmreid.batch import MODALITIES
 
 SIZE = (256, 128)  # width, height of a picture
 
@@ -21,10 +23,10 @@ def write(root: Path, plan: Plan) -> None:
     for folder in (train, query, gallery):
         folder.mkdir(parents=True)
     for folder, pids in ((train, plan.train_pids), (gallery, plan.test_pids)):
-        for capture in scenes(plan, pids):
-            name = f"{capture.pid:04d}_c{capture.camid:04d}_{capture.image:03d}.jpg"
-            save_jpeg(folder / name, _strip(capture))
-            if folder == gallery and capture.image == 0:
+        for scene in scenes(plan, pids):
+            name = f"{scene.pid:04d}_c{scene.camid:04d}_{scene.image:03d}.jpg"
+            save_jpeg(folder / name, _strip(scene))
+            if folder == gallery and scene.image == 0:
                 shutil.copyfile(gallery / name, query / name)
 
 
@@ -33,10 +35,11 @@ def rows(plan: Plan) -> Iterator[Row]:
     for split, pids in (("train", plan.train_pids), ("query", plan.test_pids), ("gallery", plan.test_pids)):
         for pid, camid, image in frames(plan, pids):
             if split != "query" or image == 0:
-                yield Row(split, ("rgb", "nir", "tir"), pid, camid)
+                yield Row(split, tuple(PARTS), pid, camid)
 
 
-def _strip(capture: Scene) -> np.ndarray:
+def _strip(scene: Scene) -> np.ndarray:
     """The pictures of all spectra side by side, [128,768,3]."""
-    pictures = (Image.fromarray(capture.pictures[spectrum]).convert("RGB") for spectrum in ("rgb", "nir", "tir"))
+    order = sorted(PARTS, key=PARTS.get)
+    pictures = (Image.fromarray(scene.pictures[MODALITIES[m].drawing]).convert("RGB") for m in order)
     return np.concatenate([np.asarray(picture.resize(SIZE)) for picture in pictures], axis=1)

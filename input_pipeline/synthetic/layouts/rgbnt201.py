@@ -3,22 +3,23 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from input_pipeline.datasets.rgbnt201 import FOLDERS, SPLITS
 from input_pipeline.synthetic.scenes import Captions, Plan, Row, frames, save_jpeg, scenes
+from jax_mmreid.batch import MODALITIES
 
 
 def write(root: Path, plan: Plan) -> None:
     """Draws the plan into the folder `root`."""
-    folders = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
     captions = Captions()
-    for split, pids in (("train_171", plan.train_pids), ("test", plan.test_pids)):
-        for folder in folders.values():
+    for split, pids in ((SPLITS["train"], plan.train_pids), (SPLITS["test"], plan.test_pids)):
+        for folder in FOLDERS.values():
             (root / split / folder).mkdir(parents=True)
-        for capture in scenes(plan, pids):
-            name = f"{capture.pid:06d}_cam{capture.camid}_{capture.image // 100}_{capture.image % 100:02d}.jpg"
-            for spectrum, folder in folders.items():
-                path = f"{split}/{folder}/{name}"
-                save_jpeg(root / path, capture.pictures[spectrum])
-                captions.add(path, capture, spectrum)
+        for scene in scenes(plan, pids):
+            name = f"{scene.pid:06d}_cam{scene.camid}_{scene.image // 100}_{scene.image % 100:02d}.jpg"
+            for modality, folder in FOLDERS.items():
+                path, spectrum = f"{split}/{folder}/{name}", MODALITIES[modality].drawing
+                save_jpeg(root / path, scene.pictures[spectrum])
+                captions.add(path, scene, spectrum)
     captions.write(root / "Text")
 
 
@@ -26,4 +27,4 @@ def rows(plan: Plan) -> Iterator[Row]:
     """The rows that are read from what `write` draws."""
     for split, pids in (("train", plan.train_pids), ("test", plan.test_pids)):
         for pid, camid, _ in frames(plan, pids):
-            yield Row(split, ("rgb", "nir", "tir"), pid, camid)
+            yield Row(split, tuple(FOLDERS), pid, camid)

@@ -10,32 +10,33 @@ from PIL import Image
 from input_pipeline.datasets.sysu_mm01 import CAMERAS
 from input_pipeline.reading import images
 from input_pipeline.synthetic.scenes import Captions, Plan, Row, frames, save_jpeg, scenes
+from jax_mmreid.batch import MODALITIES
 
-SPECTRA = {"rgb": "rgb", "ir": "nir"}
 ARRAY_SIZE = (288, 144)  # H, W in the field's arrays
 PREFIX = "datasets/sysu/"
-MODALITY = {camera: m for m, cameras in CAMERAS.items() for camera in cameras}
+FILMED_IN = {camera: m for m, cameras in CAMERAS.items() for camera in cameras}
 
 
 def write(root: Path, plan: Plan) -> None:
-    """Draws the plan into the folder `root`, before six cameras whatever the plan says.
+    """Draws the plan into the folder `root`, with the six cameras of SYSU-MM01 instead of the plan's.
 
-    Every third person misses camera 5 and every fifth camera 6. The last tenth of those to train is in val_id.txt.
+    Every third identity misses camera 5 and every fifth camera 6. The last tenth of the training identities is in
+    val_id.txt.
     """
     plan.check_pids(9999)
     captions = Captions(PREFIX)
-    for camera in MODALITY:
+    for camera in FILMED_IN:
         (root / f"cam{camera}").mkdir()
     train = {m: [] for m in CAMERAS}  # paths, in the order of the arrays
-    for capture in scenes(_as_sysu(plan), sorted([*plan.train_pids, *plan.test_pids])):
-        if not _films(capture.camid, capture.pid):
+    for scene in scenes(_as_sysu(plan), sorted([*plan.train_pids, *plan.test_pids])):
+        if not _films(scene.camid, scene.pid):
             continue
-        m = MODALITY[capture.camid]
-        path = f"cam{capture.camid}/{capture.pid:04d}/{capture.image + 1:04d}.jpg"
+        m = FILMED_IN[scene.camid]
+        path = f"cam{scene.camid}/{scene.pid:04d}/{scene.image + 1:04d}.jpg"
         (root / path).parent.mkdir(exist_ok=True)
-        save_jpeg(root / path, capture.pictures[SPECTRA[m]])
-        captions.add(path, capture, SPECTRA[m])
-        if capture.pid in plan.train_pids:
+        save_jpeg(root / path, scene.pictures[MODALITIES[m].drawing])
+        captions.add(path, scene, MODALITIES[m].drawing)
+        if scene.pid in plan.train_pids:
             train[m].append(path)
     _write_ids(root / "exp", plan)
     captions.write(root / "Text")
@@ -44,15 +45,15 @@ def write(root: Path, plan: Plan) -> None:
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """The rows that are read from what `write` draws; its training arrays do not tell their cameras."""
+    """The rows that are read from what `write` draws, with their cameras, which the training arrays do not hold."""
     for pids, splits in ((plan.train_pids, {}), (plan.test_pids, {"rgb": "gallery", "ir": "query"})):
         for pid, camid, _ in frames(_as_sysu(plan), pids):
             if _films(camid, pid):
-                yield Row(splits.get(MODALITY[camid], "train"), (MODALITY[camid],), pid, camid)
+                yield Row(splits.get(FILMED_IN[camid], "train"), (FILMED_IN[camid],), pid, camid)
 
 
 def _as_sysu(plan: Plan) -> Plan:
-    return dataclasses.replace(plan, cameras=6)
+    return dataclasses.replace(plan, cameras=len(FILMED_IN))
 
 
 def _films(camid: int, pid: int) -> bool:

@@ -1,0 +1,216 @@
+"""A dataset opened for training and evaluation: its splits, its training masks, its captions as token ids."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from input_pipeline import datasets
+from input_pipeline.data_config import DataConfig, MissingConfig
+from input_pipeline.reading import loader, masks, packed
+from input_pipeline.reading.sampler import IdentitySampler, PairSampler
+from input_pipeline.records import Records, single_identities
+from input_pipeline.text.token_table import tokenize
+from input_pipeline.text.tokenizer import Tokenizer
+from jax_mmreid.batch import Batch, DataSpec
+from jax_mmreid.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpenedData:
+    """An opened dataset: the `Data` protocol of `jax_mmreid.batch`, and its training masks."""
+
+    spec: DataSpec
+    present_train: np.ndarray  # [N,M] bool over the whole training list, all-False rows included
+    missing_rates: dict[str, float]  # of the rows trained on
+    _splits: dict[str, loader.Reader]
+    _sampler: IdentitySampler | PairSampler
+    _eval_batch_size: int
+    _reading: dict  # threads and shard, for the loader
+    _tokenizer: Tokenizer | None
+    _train_list: str  # fingerprint of the whole training list
+
+    def train(self, start: int, stop: int) -> Iterator[Batch]:
+        """Training batches of steps start..stop-1; batch t is a pure function of (seed, t)."""
+        if start < 0:
+            raise ValueError(f"data: cannot start at step {start}")
+        return loader.train_batches(self._splits["train"], self._sampler, start, stop, **self._reading)
+
+    def split(self, name: str) -> Iterator[Batch]:
+        """Every row of a split once, in order, unaugmented; "train" is masked as in training and has labels.
+
+        Raises ConfigError for a split that does not exist, as do the methods below.
+        """
+        return loader.eval_batches(self._find(name), self._eval_batch_size, **self._reading)
+
+    def num_rows(self, name: str) -> int:
+        """Rows of a split, padding not counted."""
+        return len(self._find(name).split.records)
+
+    def present(self, name: str) -> dict[str, np.ndarray]:
+        """Which pictures and captions the rows of a split have, {key: [N] bool}; those of "train" after masking.
+
+        The keys are the modalities, and with captions "text/m" for every modality m that they describe and "text" for
+        rows that have all of these.
+        """
+        split = self._find(name).split
+        pictures = dict(zip(self.spec.modalities, split.present.T))
+        return pictures if split.captions is None else pictures | split.captions.present
+
+    def columns(self, name: str) -> dict[str, np.ndarray]:
+        """pid, camid and view of the rows of a split, each [N] int32."""
+        records = self._find(name).split.records
+        return {"pid": records.pid, "camid": records.camid, "view": records.view}
+
+    def tokenize(self, sentences: Sequence[str]) -> np.ndarray:
+        """Token ids [n,L] int32, L = `text.context`; raises ConfigError without a tokenizer."""
+        if self._tokenizer is None:
+            raise ConfigError("config.data.text.tokenizer='': sentences cannot be encoded without a tokenizer; set one")
+        return self._tokenizer.encode(sentences)
+
+    def save_masks(self, path: str) -> None:
+        """Writes the training masks to an .npz file that `missing.mask_file` can name."""
+        masks.save(path, self.present_train, self._train_list)
+
+    def save_tokenizer(self, folder: str) -> None:
+        """Writes the vocabulary to a folder that `text.tokenizer` can name; nothing if there is none, or "builtin"."""
+        if self._tokenizer is not None:
+            self._tokenizer.save(folder)
+
+    def _find(self, name: str) -> loader.Reader:
+        if name not in self._splits:
+            raise ConfigError(f"data: no split {name!r}; there are {', '.join(self._splits)}")
+        return self._splits[name]
+
+
+def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: tuple[int, int] = (0, 1)) -> OpenedData:
+    """Opens a dataset for training and evaluation.
+
+    `missing` says which training pictures are hidden; `seed` is that of the order of training rows and of the choice of
+    rephrased captions; `shard` is (process index, number of processes): each process reads its block of every batch.
+    Raises ConfigError for a config that cannot be, DataError for data that cannot be used.
+    """
+    batch_size = config.identities * config.instances
+    _check_shard(shard, batch_size, config.eval_batch_size)
+    records = load_records(config)
+    whole = records["train"]
+    present = _masks(whole, config.modalities, missing)
+    kept = np.flatnonzero(present.any(axis=1))
+    train = whole.take(kept)
+    if config.instances > 1 or config.pairs:  # else the loss does not compare pictures of one identity
+        _check_identities(config.name, train, [r for split, r in records.items() if split != "train"])
+    tables, tokenizer = tokenize(config.name, records | {"train": train}, config.text, seed=seed)
+    pids, label = np.unique(train.pid, return_inverse=True)
+    splits = {split: loader.Split(r, r.has_file(), None, tables.get(split)) for split, r in records.items()}
+    splits["train"] = loader.Split(train, present[kept], label.astype(np.int32), tables.get("train"))
+    sampler = _sampler(config, splits["train"], seed)
+    spec = DataSpec(
+        name=config.name,
+        fingerprint=_fingerprint(records, present),
+        modalities=config.modalities,
+        image_size=config.image_size,
+        pids=tuple(pids.tolist()),
+        cameras=tuple(np.unique(train.camid).tolist()),
+        batch_size=batch_size,
+        steps_per_epoch=sampler.steps_per_epoch,
+        text=tuple(tables["train"].captions) if "train" in tables else (),
+        text_length=next((table.ids.shape[1] for table in tables.values()), 0),
+        vocab=tokenizer.vocab if tokenizer else 0,
+        resize=config.resize,
+        range16=config.range16,
+    )
+    return OpenedData(
+        spec=spec,
+        present_train=present,
+        missing_rates=masks.rates(present[kept], config.modalities),
+        _splits={split: _reader(config, x, drop=split == "train") for split, x in splits.items()},
+        _sampler=sampler,
+        _eval_batch_size=config.eval_batch_size,
+        _reading=dict(threads=config.threads, shard=shard),
+        _tokenizer=tokenizer,
+        _train_list=whole.fingerprint(),
+    )
+
+
+def load_records(config: DataConfig) -> dict[str, Records]:
+    """The splits of a dataset as tables, from its files or as packed; raises as `open_data`."""
+    given = dict(data_dir=config.data_dir, modalities=config.modalities, allow_missing_files=config.allow_missing_files)
+    load = datasets.find(config.name, "load", config.options, **given)
+    if config.source == "tfds":
+        return packed.load(config.data_dir, name=config.name, modalities=config.modalities)
+    return load()
+
+
+def _check_shard(shard: tuple[int, int], batch_size: int, eval_batch_size: int) -> None:
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"data: there is no process {index} among {count}")
+    if batch_size % count:
+        raise ConfigError(
+            f"config.data.identities x config.data.instances: {batch_size} training rows do not divide by {count} "
+            "processes; change one of the two"
+        )
+    if eval_batch_size % count:
+        raise ConfigError(f"config.data.eval_batch_size={eval_batch_size}: does not divide by {count} processes")
+
+
+def _masks(records: Records, modalities: tuple[str, ...], missing: MissingConfig) -> np.ndarray:
+    """Training masks [N,M], drawn or read; only "drop_sample" leaves rows all False."""
+    has_file = records.has_file()
+    if missing.mask_file:
+        present = masks.load(missing.mask_file, records.fingerprint(), has_file.shape) & has_file
+    else:
+        present = masks.draw(has_file, modalities, missing)
+    empty = np.flatnonzero(~present.any(axis=1))
+    if len(empty) and missing.all_missing != "drop_sample":
+        name = next(filter(None, (column[empty[0]] for column in records.paths.values())))
+        raise DataError(
+            f"missing: {missing.mask_file} hides every picture of {name} ({len(empty)} such rows); "
+            "show one, or set missing.all_missing='drop_sample'"
+        )
+    if len(empty) == len(records):
+        raise DataError("missing: every training row lost all its pictures; lower missing.eta")
+    return present
+
+
+def _sampler(config: DataConfig, train: loader.Split, seed: int) -> IdentitySampler | PairSampler:
+    options = dict(identities=config.identities, instances=config.instances, seed=seed)
+    if not config.pairs:
+        return IdentitySampler(train.label, **options)
+    return PairSampler(train.records.pid, dict(zip(config.modalities, train.present.T)), **options)
+
+
+def _reader(config: DataConfig, split: loader.Split, *, drop: bool) -> loader.Reader:
+    return loader.Reader(
+        split,
+        config.image_size,
+        range16=config.range16,
+        resize=config.resize,
+        cache=config.cache == "memory",
+        drop=drop and config.on_bad_image == "drop",
+    )
+
+
+def _check_identities(name: str, train: Records, evaluation: list[Records]) -> None:
+    """Warns of training identities with one picture; raises DataError where no two rows share an identity."""
+    single = single_identities(train)
+    if len(single) == len(np.unique(train.pid)):
+        raise DataError(f"{name}: no training identity has two images, so nothing can be matched; add images")
+    if single:
+        shown = ", ".join(map(str, single[:5])) + (", ..." if len(single) > 5 else "")
+        message = "%s: identities with one training image, which their batches repeat: %s (%d in all)"
+        logging.getLogger(__name__).warning(message, name, shown, len(single))
+    # Query and gallery may be splits of their own: an identity needs two images over all of them.
+    pids = np.concatenate([records.pid for records in evaluation])
+    if len(np.unique(pids)) == len(pids):
+        raise DataError(f"{name}: no test identity has two images, so nothing can be matched; add images")
+
+
+def _fingerprint(records: dict[str, Records], present: np.ndarray) -> str:
+    """Of the files of all splits, the training captions and the training masks; test captions may be exchanged."""
+    digest = hashlib.sha256(np.packbits(present).tobytes())
+    for split in sorted(records):
+        digest.update(f"{split} {records[split].fingerprint(captions=split == 'train')}\n".encode())
+    return digest.hexdigest()[:16]
