@@ -2,39 +2,41 @@
 
 import itertools
 import json
-import pkgutil
 import statistics
 import subprocess
 import sys
 
 import pytest
 from conftest import load_config, tiny_config
-from test_cli import QUICKSTART, complaint, run
+from labelled import results
 
-from jax_mmreid import evaluators
-from jax_mmreid.config import find, to_json
+from jax_mmreid.config import to_json
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.report import compare
+from jax_mmreid.tools import compare as tool
 
 NAMES = ("full", "no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt", "mean_missing")
 MANY = "Percent; mean ± sample standard deviation where there are several runs."
 
 
-def make(folder, evals, step=9, forced=(), **changes):
-    """A finished run, its config that of `tiny_config` changed in dotted fields (a trial and `published` freely)."""
+def make(folder, evals, written=None, **changes):
+    """A finished run, its config that of `tiny_config` changed in dotted fields (a trial and `published` freely).
+
+    `written` are fields of results.json that differ from those of a finished run.
+    """
     trial, published = (changes.pop(name, None) for name in ("trial", "published"))
     config = to_json(tiny_config("data", **changes))
     config["data"]["options"] |= {"trial": trial} if trial else {}
     config["published"] = published or {}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    results = {"step": step, "evals": evals} | ({"forced": forced} if forced else {})
-    (folder / "results.json").write_text(json.dumps(results))
+    whole = results(evals, config["data"]["modalities"]) | (written or {})
+    (folder / "results.json").write_text(json.dumps(whole))
     return folder
 
 
 def row(mAP, rank1=None, **others):  # noqa: N803
-    """A row's results, of which some words and counts are no metric."""
+    """A row's results, of which words and counts are no metric."""
     return {"mAP": mAP, "rank1": mAP if rank1 is None else rank1, "trials": 10, "protocol": "p", **others}
 
 
@@ -79,7 +81,9 @@ def test_means_and_spreads_are_those_of_statistics(tmp_path):
     values = [0.31, 0.5, 0.47, 0.2]
     for seed, value in enumerate(values):
         make(tmp_path / f"seed{seed}", {"full": row(value, 1 - value)}, seed=seed)
-    ((name, group),) = compare.summary([tmp_path]).items()
+    table = compare.summary([tmp_path])
+    ((name, group),) = table["groups"].items()
+    assert table["unfinished"] == {}
     assert (name, group["runs"], group["seeds"], group["trials"]) == (tmp_path.name, 4, [0, 1, 2, 3], [])
     mean, std = statistics.mean(values), statistics.stdev(values)
     assert group["rows"]["full"]["mAP"] == {"mean": pytest.approx(mean), "std": pytest.approx(std), "n": 4}
@@ -91,34 +95,32 @@ def test_other_rows_are_lines_with_the_columns_that_there_are(tmp_path):
     ir = row(0.125, 0.25, rank5=0.375, rank10=0.5, rank20=0.625, mINP=0.75)
     published = {"all/ir": {"rank1": 0.2, "mAP": 0.1, "mINP": 0.8}}
     make(tmp_path / "base", {"all/ir": ir}, published=published, epochs=7)
-    other = {"accuracy": 0.875, "chance": 0.5, "protocol": "p"}
+    other = {"accuracy": 0.875, "chance": 0.5, "TPR": 0.25, "protocol": "p"}
     pairs = {"rank1": 0.5, "median_rank": 1.0, "protocol": "p"}
     make(tmp_path / "clip", {"zero_shot": other, "text>rgb": pairs, "full": row(1.0)})
     assert compare.markdown(compare.summary([tmp_path])).splitlines() == [
         MANY,
         "1 run, seed 1111: base; clip.",
         "",
-        "| run | row | R-1 | R-5 | R-10 | R-20 | mAP | mINP | accuracy | chance | median_rank |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-        "| base | all/ir | 25.0 | 37.5 | 50.0 | 62.5 | 12.5 | 75.0 |  |  |  |",
-        "| published | all/ir | 20.0 |  |  |  | 10.0 | 80.0 |  |  |  |",
-        "| difference | all/ir | +5.0 |  |  |  | +2.5 | -5.0 |  |  |  |",
-        "| clip | zero_shot |  |  |  |  |  |  | 87.5 | 50.0 |  |",
-        "| clip | text>rgb | 50.0 |  |  |  |  |  |  |  | 1.0 |",
-        "| clip | full | 100.0 |  |  |  | 100.0 |  |  |  |  |",
+        "| run | row | mAP | R-1 | R-5 | R-10 | R-20 | mINP |",
+        "|---|---|---|---|---|---|---|---|",
+        "| base | all/ir | 12.5 | 25.0 | 37.5 | 50.0 | 62.5 | 75.0 |",
+        "| published | all/ir | 10.0 | 20.0 |  |  |  | 80.0 |",
+        "| difference | all/ir | +2.5 | +5.0 |  |  |  | -5.0 |",
+        "| clip | full | 100.0 | 100.0 |  |  |  |  |",
+        "",
+        "| run | row | accuracy | chance | TPR |",
+        "|---|---|---|---|---|",
+        "| clip | zero_shot | 87.5 | 50.0 | 25.0 |",
+        "",
+        "| run | row | R@1 | median rank |",
+        "|---|---|---|---|",
+        "| clip | text>rgb | 50.0 | 1.0 |",
     ]
     clip = compare.summary([tmp_path / "clip"])
     assert "| accuracy |" in compare.markdown(clip, "accuracy")
-    with pytest.raises(ConfigError, match="no result has it; there are accuracy, chance, rank1, median_rank, mAP"):
+    with pytest.raises(ConfigError, match="no result has it; there are accuracy, chance, TPR, rank1, median_rank, mAP"):
         compare.markdown(clip, "mINP")
-
-
-def test_the_metrics_that_are_no_fractions_are_those_of_the_evaluators():
-    names = [module.name for module in pkgutil.iter_modules(evaluators.__path__)]
-    modules = [find("jax_mmreid.evaluators", name) for name in names]
-    assert {metric for module in modules for metric in getattr(module, "NOT_FRACTIONS", ())} == set(
-        compare.NOT_FRACTIONS
-    )
 
 
 def test_settings_and_other_rows_have_a_table_each_and_two_modalities_fewer_columns(tmp_path):
@@ -126,7 +128,7 @@ def test_settings_and_other_rows_have_a_table_each_and_two_modalities_fewer_colu
     make(tmp_path / "a", evals, modalities="rgb/tir")
     lines = compare.markdown(compare.summary([tmp_path])).splitlines()
     assert lines[3] == "| mAP | RT | -R | -T | Mean | Mean R-1 |"
-    assert lines[7:] == ["| run | row | R-1 | mAP |", "|---|---|---|---|", "| a | rgb>tir | 50.0 | 50.0 |"]
+    assert lines[7:] == ["| run | row | mAP | R-1 |", "|---|---|---|---|", "| a | rgb>tir | 50.0 | 50.0 |"]
     make(tmp_path / "b", {name: row(0.5) for name in NAMES})
     head = compare.markdown(compare.summary([tmp_path])).splitlines()[3]
     assert head == "| mAP | full | -R | -N | -T | -RN | -RT | -NT | Mean | Mean R-1 |"
@@ -177,7 +179,7 @@ def test_pairs_are_a_heat_map_of_means_for_every_group_and_no_lines(pairs):
         "",
         *ones,
         "",
-        "| run | row | R-1 | mAP |",
+        "| run | row | mAP | R-1 |",
         "|---|---|---|---|",
         "| a | rgb>tir | 12.5 ± 0.0 | 12.5 ± 0.0 |",
     ]
@@ -192,21 +194,24 @@ def test_a_heat_map_shows_the_metric_that_is_asked_for(pairs):
     lines = compare.markdown(compare.summary([pairs]), "accuracy").splitlines()
     assert lines[3:] == [
         "",
-        "| run | row | R-1 | mAP | accuracy |",
-        "|---|---|---|---|---|",
-        "| a | rgb>tir | 12.5 ± 0.0 | 12.5 ± 0.0 |  |",
-        "| c | colour |  |  | 87.5 |",
+        "| run | row | mAP | R-1 |",
+        "|---|---|---|---|",
+        "| a | rgb>tir | 12.5 ± 0.0 | 12.5 ± 0.0 |",
+        "",
+        "| run | row | accuracy |",
+        "|---|---|---|",
+        "| c | colour | 87.5 |",
     ]
 
 
 def test_comparing_needs_no_jax():
-    code = "import sys, jax_mmreid.report.compare; sys.exit('jax' in sys.modules)"
+    code = "import sys, jax_mmreid.tools.compare; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def grouped(*folders):
     """The names of the runs' folders, group by group."""
-    groups = compare.summary(folders).values()
+    groups = compare.summary(folders)["groups"].values()
     return sorted(sorted(folder.rpartition("/")[2] for folder in group["folders"]) for group in groups)
 
 
@@ -227,7 +232,10 @@ def test_any_other_field_makes_another_group(changes, tmp_path):
     assert grouped(tmp_path) == [["a"], ["b"]]
 
 
-@pytest.mark.parametrize("evals", [{"full": row(0.5, protocol="other")}, {"full": row(0.5), "mer": row(0.5)}])
+@pytest.mark.parametrize(
+    "evals",
+    [{"full": row(0.5, protocol="other")}, {"full": row(0.5, feature="f2")}, {"full": row(0.5), "mer": row(0.5)}],
+)
 def test_runs_that_measured_other_rows_have_no_mean(evals, tmp_path):
     """Though the rows are free to change: one training may be scored as two settings of a table."""
     make(tmp_path / "a", {"full": row(0.5)})
@@ -261,7 +269,7 @@ def test_a_folder_of_weights_that_is_no_run_is_its_name(tmp_path):
 def test_the_order_of_folders_moves_lines_but_no_number(sweep):
     a, f = sweep / "row=A,eta=0", sweep / "row=F,eta=0"
     seeds = [a / f"seed{seed}" for seed in (3, 1, 2)]
-    tables = [compare.summary(dirs) for dirs in ([sweep], [f, a], [*seeds, f], [f / "seed1", sweep, a])]
+    tables = [compare.summary(dirs)["groups"] for dirs in ([sweep], [f, a], [*seeds, f], [f / "seed1", sweep, a])]
     assert [list(table) for table in tables] == [["row=A,eta=0", "row=F,eta=0"], ["row=F,eta=0", "row=A,eta=0"]] * 2
     for table in tables[1:]:
         for name, group in table.items():
@@ -272,7 +280,7 @@ def test_folders_that_do_not_name_the_groups_leave_it_to_the_fields(tmp_path):
     runs = {"x1": {}, "x2": {"seed": 2}, "y": {"row": "D"}, "z": {"row": "A", "epochs": 3}}
     for name, changes in runs.items():
         make(tmp_path / name, {"full": row(0.5)}, **changes)
-    table = compare.summary([tmp_path])
+    table = compare.summary([tmp_path])["groups"]
     assert list(table) == [
         "model.bhipr=True, model.ldmmc=True",
         "model.bhipr=True, model.ldmmc=False",
@@ -291,9 +299,9 @@ def test_several_stages_below_trials_and_seeds_are_called_by_what_is_left(tmp_pa
     assert "4 runs, seeds 1, 2, trials 1, 2: base; lfm." in text and "| lfm | ir | 37.5 ± 14.4 | 37.5 ± 14.4 |" in text
 
 
-def test_what_makes_a_mean_doubtful_is_said(tmp_path):
-    make(tmp_path / "seed1", {"full": row(0.5, mINP=0.5)}, seed=1, step=6)
-    make(tmp_path / "seed2", {"full": row(0.5)}, seed=2, forced=["data.options.trial (1 -> 2)"])
+def test_what_makes_a_mean_doubtful_is_printed(tmp_path):
+    make(tmp_path / "seed1", {"full": row(0.5, mINP=0.5)}, seed=1, written={"step": 6, "steps": 6})
+    make(tmp_path / "seed2", {"full": row(0.5)}, seed=2, written={"forced": ["data.options.trial (1 -> 2)"]})
     lines = compare.markdown(compare.summary([tmp_path])).splitlines()
     assert lines[1:3] == [
         f"2 runs, seeds 1, 2, checkpoints of steps 6, 9: {tmp_path.name}.",
@@ -302,17 +310,31 @@ def test_what_makes_a_mean_doubtful_is_said(tmp_path):
     assert lines[-1] == f"| {tmp_path.name} | full | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 (n=1) |"
 
 
+def test_unfinished_runs_are_left_out_and_named(tmp_path):
+    """A run that a watcher follows has results before it ends."""
+    for seed, step in ((1, 9), (2, 3), (3, 9)):
+        make(tmp_path / f"seed{seed}", {"full": row(step / 9)}, seed=seed, written={"step": step})
+    table = compare.summary([tmp_path])
+    (group,) = table["groups"].values()
+    assert group["seeds"] == [1, 3] and group["rows"]["full"]["mAP"]["mean"] == 1
+    assert table["unfinished"] == {f"{tmp_path}/seed2": "step 3 of 9"}
+    assert f"Left out, since not finished: {tmp_path}/seed2 (step 3 of 9)." in compare.markdown(table).splitlines()
+    with pytest.raises(ConfigError, match=f"^no run is finished: {tmp_path}/seed2 .step 3 of 9.$"):
+        compare.summary([tmp_path / "seed2"])
+
+
 def test_folders_without_results_are_refused(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     (tmp_path / "results.json").write_text("{}")  # of a sweep, which has no config
     for folder in (tmp_path, tmp_path / "run", tmp_path / "nowhere"):
-        with pytest.raises(ConfigError, match=f"^{folder}: no finished run there or below"):
+        with pytest.raises(ConfigError, match=f"^{folder}: no run with results there or below"):
             compare.summary([folder])
-    with pytest.raises(ConfigError, match="no folder to compare is named"):
-        compare.summary([])
     (tmp_path / "run" / "results.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot read .*/run/results.json: Expecting"):
+        compare.summary([tmp_path])
+    (tmp_path / "run" / "results.json").write_text('{"step": 9, "evals": {}}')
+    with pytest.raises(ConfigError, match="/run: results.json is of an older version; evaluate the run again"):
         compare.summary([tmp_path])
 
 
@@ -321,14 +343,6 @@ def test_a_workdir_is_one_run_whatever_lies_below_it(tmp_path):
     make(tmp_path / "run" / "before" / "it", {"full": row(0.5)}, epochs=4)
     assert grouped(tmp_path / "run") == [["run"]] and grouped(tmp_path) == [["it"], ["run"]]
     assert grouped(tmp_path, tmp_path / "run" / ".." / "run") == [["it"], ["run"]]  # each once
-
-
-def test_a_folder_may_have_commas_in_its_name(tmp_path, monkeypatch):
-    (tmp_path / "row=A,eta=0,x").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert compare.folders("row=A,eta=0,x") == ["row=A,eta=0,x"]
-    assert compare.folders("a,row=A,eta=0,x,b") == ["a", "row=A,eta=0,x", "b"]
-    assert compare.folders("a") == ["a"] and compare.folders("") == []
 
 
 @pytest.mark.parametrize("text, expected", [("3", [3]), ("1-4", [1, 2, 3, 4]), ("1,7-9", [1, 7, 8, 9])])
@@ -342,24 +356,16 @@ def test_what_is_written_is_what_is_returned(sweep):
     assert json.loads((sweep / "results.json").read_text()) == compare.summary([sweep])
 
 
-def test_the_command_line_needs_no_config(sweep):
-    done = run(f"--compare={sweep}/row=A,eta=0,{sweep}/row=F,eta=0", "--mode=eval")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == compare.markdown(compare.summary([sweep]))
-
-
-@pytest.mark.parametrize(
-    "args, message",
-    [
-        (["--compare=.", "--metric=accuracy"], "--metric=accuracy: no result has it; there are mAP, rank1"),
-        (["--compare=nowhere"], "nowhere: no finished run there or below, which is results.json beside config.json"),
-        (["--compare="], "no folder to compare is named; set --compare=DIR,DIR"),
-        ([QUICKSTART, "--workdir=runs", "--metric=mAP"], "--metric belongs to --compare"),
-    ],
-)
-def test_the_command_line_fails_in_one_line(args, message, sweep):
-    args = [arg.replace("=.", f"={sweep}") for arg in args]
-    assert complaint(run(*args)) == (2, f"jax_mmreid: {message}")
+def test_the_command_line(sweep, capsys):
+    dirs = [str(sweep / "row=A,eta=0"), str(sweep / "row=F,eta=0")]
+    assert tool.main([*dirs, "--metric=rank1"]) == 0
+    assert capsys.readouterr() == (compare.markdown(compare.summary(dirs), "rank1"), "")
+    for args, message in (
+        ([str(sweep), "--metric=accuracy"], "--metric=accuracy: no result has it; there are mAP, rank1"),
+        (["nowhere"], "nowhere: no run with results there or below (results.json beside config.json)"),
+    ):
+        assert tool.main(args) == 2
+        assert capsys.readouterr() == ("", f"compare: {message}\n")
 
 
 STATED = {
@@ -398,7 +404,7 @@ def test_nothing_is_published_for_other_arguments(name, arg):
     assert load_config(name, arg).published.to_dict() == {}
 
 
-def test_the_numbers_of_the_posters():
+def test_the_published_numbers():
     published = load_config("rgbnt201").published
     assert (published.full.mAP, published.mean_missing.mAP, published.mean_missing.rank1) == (0.769, 0.546, 0.557)
     assert load_config("rgbnt201", "row=D,eta=0.1").published.mean_missing.to_dict() == {"mAP": 0.494, "rank1": 0.498}
