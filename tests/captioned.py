@@ -11,6 +11,7 @@ import numpy as np
 from jax_mmreid.batch import has_caption
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators import runner
+from jax_mmreid.methods import Method
 from jax_mmreid.sharding import make_mesh
 
 H, W, L, D = 2, 3, 9, 5
@@ -24,8 +25,10 @@ PLACED = dict(mean=0.0, std=1 / 255)  # pixels as they are
 
 
 @dataclasses.dataclass(frozen=True)
-class Whole:
+class Whole(Method):
     """A picture is its first pixels, a caption the sum of its words; the features of what is absent are NaN."""
+
+    init = loss = None  # nothing is trained
 
     def encode(self, variables, batch):
         pictures = {m: self._picture(x) for m, x in batch["images"].items()}
@@ -35,9 +38,6 @@ class Whole:
             sums = (variables["params"]["words"][ids] * words).sum(axis=1)
             features[f"text/{m}"] = jnp.where(has_caption(ids)[:, None], sums, jnp.nan)
         return features
-
-    def imputer(self, use):
-        return None
 
     def embed(self, variables, features, use):
         (name,) = use

@@ -5,7 +5,6 @@ for every subset of modalities that a row allows; rows that use the same of a sp
 vectors stay on the devices as long as they fit there, see `KEPT_BYTES`.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable
@@ -18,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_mmreid import distributed
 from jax_mmreid.batch import Batch, Data, has_caption
-from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.errors import DataError
 from jax_mmreid.evaluators import TEXT, Use
 from jax_mmreid.methods import Features, Method
 from jax_mmreid.metrics import vectors
@@ -69,19 +68,14 @@ class Encoder:
         self._splits, self._imputed, self._vectors = {}, {}, {}
 
     def vectors(self, split: str, use: Use, options: dict) -> Vectors:
-        """The vectors of the n rows of a split from what they have of `use`, with fields of the method changed.
+        """The vectors of the n rows of a split from what they have of `use`, with options of the method changed.
 
-        Raises ConfigError for options that the method does not have and what it cannot make a vector of.
+        Raises ConfigError for options that the method does not have, and a `use` that it has no vector of.
         """
-        known = {field.name for field in dataclasses.fields(self.method)}
-        for name in options:
-            if name not in known:
-                raise ConfigError(f"options has {name!r}, which is no option of method {type(self.method).__name__}")
-        method = dataclasses.replace(self.method, **options)
-        key = method, split, tuple(use)
+        key = self.method.with_options(options, "options"), split, tuple(use)
         if key not in self._vectors:
             features, valid = self._features(*key), self._encoded(split).valid
-            self._vectors[key] = self._embed(features, valid, method=method, use=key[-1])
+            self._vectors[key] = self._embed(features, valid, method=key[0], use=key[2])
         return self._vectors[key]
 
     def captions(self, split: str, modality: str) -> np.ndarray:

@@ -6,7 +6,7 @@
         trials=10,            # with `draw`: how many galleries are drawn; default 1
         junk="sysu_cameras",  # a rule of metrics.ranking: which gallery rows are hidden from a query
         cmc="identity",       # an identity counts once, at its best row; default "picture": every row counts
-        options={},           # fields of the method that this row changes, on both sides
+        options={},           # options of the method that this row changes, on both sides
         rerank=dict(k1=20, k2=6, lam=0.3),  # constants of metrics.rerank; default {}: none
         incomplete="error",   # the default; or "skip": leave out the rows that lack what their side uses
     )
