@@ -67,7 +67,7 @@ def names_and_shapes(classes=CLASSES, second_stage=False):
 
 
 def draw(name, shape):
-    """The weight of that name; a backup is a copy of what it backs up."""
+    """The weight of that name; a tensor named backup_* is a copy of that without the prefix."""
     name = name.replace("backup_pool", "base_model.visual.GEM").removeprefix("backup_")
     if name.endswith("num_batches_tracked"):
         return np.zeros((), np.int64)
@@ -104,7 +104,7 @@ def state_dict(second_stage=False):
 
 @functools.cache
 def _entries():
-    sizes = layout_entries.Sizes(image_layers=0, text_layers=12, image_heads=0, text_heads=8, backup=True)
+    sizes = layout_entries.Sizes(image_layers=0, text_layers=12, image_heads=0, text_heads=8, base=True)
     return {name: entry for entry in layout_entries.entries("tvi_lfm", sizes) for name in entry.names}
 
 

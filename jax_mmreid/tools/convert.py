@@ -6,8 +6,8 @@
     python -m jax_mmreid.tools.convert --input=runs/rgbnt201 --output=run.safetensors --export=safetensors
 
 --input: a Hub id, a folder or .safetensors file of transformers' CLIP, OpenAI's .pt, a torchvision ResNet-50 or a .pth
-of the official TVI-LFM code; with --export a converted folder, the workdir of a run, or a .safetensors file. Nothing
-that a file may carry beside its tensors is ever run.
+of the official TVI-LFM code; with --export a converted folder, the workdir of a run, or a .safetensors file. Only
+tensors are read; code in a file is never run.
 """
 
 import argparse
@@ -16,36 +16,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jax_mmreid import __version__
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.weights import files, layouts, sources
 from jax_mmreid.weights import init as weights_init
-from jax_mmreid.weights import layouts, sources
 
 
 def convert(source: str, output: str | Path, *, layout: str = "auto", revision: str | None = None) -> None:
-    """Writes the converted folder `output`; raises DataError for weights that cannot be read whole."""
+    """Writes the converted folder `output`.
+
+    Raises DataError for weights that cannot be read whole, ConfigError if `output` exists.
+    """
     if Path(output).exists():
-        raise DataError(f"convert: {output} exists; choose another --output or remove it")
+        raise ConfigError(f"{output} exists; choose another --output or remove it")
     found = sources.read(source, revision)
-    weights = weights_init.to_weights(found, layout)
+    weights = files.to_weights(found, layout)
     about = {
         "source": source,
         "revision": revision,
-        "heads": weights_init.heads(weights),
+        "heads": files.heads(weights),
         "sha256": {file.name: sources.sha256(file) for file in found.files},
         "jax_mmreid": __version__,
     }
-    weights_init.save(output, weights, about)
+    files.save(output, weights, about)
     print(f"{output}: {_contents(weights)}")
 
 
 def export(source: str, output: str | Path, *, layout: str = "jax_mmreid") -> None:
-    """Writes the weights of a converted folder, a run or a .safetensors file to a .safetensors file in `layout`."""
+    """Writes the weights of a converted folder, a run or a .safetensors file to a .safetensors file in `layout`.
+
+    Raises DataError for weights that cannot be read or written in `layout`, ConfigError for an `output` that cannot be.
+    """
     weights = weights_init.load(source)
-    weights_init.export(output, weights, layout)
+    files.export(output, weights, layout)
     print(f"{output}: {_contents(weights)}")
 
 
-def _contents(weights: weights_init.Weights) -> str:
+def _contents(weights: files.Weights) -> str:
     """`image 86,140,416, text 63,428,097 parameters`."""
     counts: dict[str, int] = {}
     for path, leaf in weights.items():
@@ -74,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             export(arguments.input, arguments.output, layout=arguments.layout)
         else:
             convert(arguments.input, arguments.output, layout=arguments.source, revision=arguments.revision)
-    except (DataError, OSError) as error:
+    except (ConfigError, DataError) as error:
         print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
-        return 3
+        return 2 if isinstance(error, ConfigError) else 3
     return 0
 
 

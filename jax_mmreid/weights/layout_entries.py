@@ -1,4 +1,4 @@
-"""The lists behind `layouts`: which tensors of PyTorch code are which leaves of ours, and in what order of axes."""
+"""The lists of `layouts`: which tensors of PyTorch code make which of our leaves, and in what order of axes."""
 
 import functools
 from collections.abc import Callable
@@ -21,13 +21,13 @@ class Entry(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What decides how long a layout's list is."""
+    """What the length of a layout's list depends on."""
 
     image_layers: int  # 0 without a vision transformer
     text_layers: int
     image_heads: int  # 0: 64 features each
     text_heads: int
-    backup: bool
+    base: bool  # TVI-LFM's pool and head of the first stage, beside those of the second
 
 
 def entries(layout: str, sizes: Sizes) -> list[Entry]:
@@ -108,9 +108,7 @@ def _tvi_lfm(sizes: Sizes) -> list[Entry]:
         *_openai_text(sizes._replace(text_layers=TVI_LFM_TEXT_LAYERS), "base_model."),
         _same("params/logit_scale", "logit_scale"),
     ]
-    for ours, theirs, pool in (("", "", f"{visual}.GEM.p"), ("backup/", "backup_", "backup_pool.p"))[
-        : 1 + sizes.backup
-    ]:
+    for ours, theirs, pool in (("", "", f"{visual}.GEM.p"), ("base/", "backup_", "backup_pool.p"))[: 1 + sizes.base]:
         listed += [
             _same(f"params/{ours}pool/p", pool),
             *_batch_norm(f"{ours}head/neck", f"{theirs}classifier.BN"),

@@ -1,7 +1,7 @@
 """The names and axis orders that PyTorch code gives to weights, and ours, both ways.
 
 A layout is a list of entries: one of our leaves, the tensors of a state dict that it is made of, and the change of
-axes between them. Reading and writing go through the same list, so what was read is written back bit by bit.
+axes between them. Reading and writing use the same list, so that what was read is written back bit by bit.
 
     transformers   CLIPModel of Hugging Face transformers
     openai         CLIP as OpenAI published it; of its ResNet variants the text tower alone
@@ -9,8 +9,8 @@ axes between them. Reading and writing go through the same list, so what was rea
     tvi_lfm        the official TVI-LFM code, first stage (481 keys) or second (488)
     jax_mmreid     our own paths
 
-Our leaves are paths such as params/image/block_0/fc/kernel; parts are image, text, pool, head, logit_scale, backup.
-Tensors that no model of ours has (counters, ImageNet's classifier) stand under extra/<their name> for the way back.
+Our leaves are paths such as params/image/block_0/fc/kernel; parts are image, text, pool, head, logit_scale, base.
+Tensors that our models lack (counters, ImageNet's classifier) are kept as extra/<their name>, to be written back.
 """
 
 import re
@@ -21,8 +21,9 @@ import numpy as np
 from jax_mmreid.weights.layout_entries import Sizes, entries
 
 OWN = ("params/", "batch_stats/", "extra/")
+PATH = r"(params|batch_stats|extra)(/[^/]+)+"
 
-# A tensor that only this layout has.
+# A tensor that no other layout has.
 MARKS = {
     "transformers": "vision_model.embeddings.class_embedding",
     "tvi_lfm": "base_model.visual.rgb_model.resnet_conv.0.weight",
@@ -30,7 +31,7 @@ MARKS = {
     "torchvision": "layer1.0.conv1.weight",
 }
 LAYOUTS = (*MARKS, "jax_mmreid")
-BLOCKS = {  # where a layout keeps the layers of its (image, text) transformers; "" where it has none or always as many
+BLOCKS = {  # names of the layers of the (image, text) transformers; "" where their number is fixed
     "transformers": (r"vision_model\.encoder\.layers\.(\d+)\..*", r"text_model\.encoder\.layers\.(\d+)\..*"),
     "openai": (r"visual\.transformer\.resblocks\.(\d+)\..*", r"transformer\.resblocks\.(\d+)\..*"),
     "torchvision": ("", ""),
@@ -44,7 +45,7 @@ EXTRAS = {
     "torchvision": r".*\.num_batches_tracked|fc\.(weight|bias)",
     "tvi_lfm": r".*\.num_batches_tracked",
 }
-# The code behind a layout has these leaves in one size only, and all others in what goes with it.
+# The PyTorch code of a layout has these leaves in one size only, and all others in sizes that follow from them.
 FIXED = {
     "torchvision": {"params/image/rgb_stem/conv/kernel": (7, 7, 3, 64)},
     "tvi_lfm": {
@@ -59,27 +60,31 @@ OPTIONAL = r"(backup_)?classifier\.classifier\.weight"  # testing never needs th
 
 
 class LayoutError(ValueError):
-    """Tensors that are not in a layout; the message lists what is missing and what is too much."""
+    """Tensors that are not in a layout; the message lists what is missing and what is unknown."""
 
 
 def detect(names: Iterable[str]) -> str:
-    """The layout that tensors of these names are in; raises LayoutError if it is none of ours."""
+    """The layout that tensors of these names are in; raises LayoutError if there is none."""
     names = set(names)
     if names and all(name.startswith(OWN) for name in names):
         return "jax_mmreid"
     for layout, mark in MARKS.items():
         if mark in names:
             return layout
-    raise LayoutError(f"none of the layouts {', '.join(LAYOUTS)} has tensors named {_some(names)}")
+    found = f"tensors named {some(names)}" if names else "no tensors"
+    raise LayoutError(f"it has {found}, which is none of the layouts {', '.join(LAYOUTS)}")
 
 
 def to_ours(tensors: Mapping[str, np.ndarray], layout: str, heads: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Our leaves by path, in the dtypes of `tensors`.
 
-    `heads` counts the attention heads of "image" and "text"; where it does not, they are 64 wide. Raises LayoutError
-    listing the tensors that are missing, unknown or of a shape that cannot be.
+    `heads` has the number of attention heads of "image" and "text"; without it a head is 64 wide. Raises LayoutError
+    listing the tensors that are missing, unknown or of an impossible shape.
     """
     if layout == "jax_mmreid":
+        wrong = {name for name in tensors if not re.fullmatch(PATH, name)}
+        above = {name[:i] for name in tensors for i, letter in enumerate(name) if letter == "/"}
+        _require(f"not the layout {layout!r}", unknown=wrong, mis_placed=above & tensors.keys())
         return dict(tensors)
     sizes = _sizes(tensors, layout, heads)
     listed = entries(layout, sizes)
@@ -97,7 +102,7 @@ def to_ours(tensors: Mapping[str, np.ndarray], layout: str, heads: Mapping[str, 
             continue
         try:
             out[entry.path] = entry.read(*(tensors[name] for name in entry.names))
-        except ValueError as error:
+        except (ValueError, IndexError) as error:  # of an array that has too few axes or an odd size
             shapes = ", ".join(f"{name} {tensors[name].shape}" for name in entry.names)
             raise LayoutError(f"not the layout {layout!r}: mis-shaped {shapes}") from error
     return out
@@ -106,7 +111,7 @@ def to_ours(tensors: Mapping[str, np.ndarray], layout: str, heads: Mapping[str, 
 def from_ours(leaves: Mapping[str, np.ndarray], layout: str) -> dict[str, np.ndarray]:
     """The state dict in `layout`.
 
-    Raises LayoutError listing the leaves that it needs, has no name for, or has in one size that is not theirs.
+    Raises LayoutError listing the leaves that are missing, that have no name in it, or whose size it cannot have.
     """
     if layout == "jax_mmreid":
         return {path: np.asarray(leaf, order="C") for path, leaf in leaves.items()}
@@ -140,18 +145,19 @@ def _sizes(tensors: Mapping[str, np.ndarray], layout: str, heads: Mapping[str, i
         len({match[1] for name in tensors if (match := re.fullmatch(pattern, name))}) for pattern in BLOCKS[layout]
     )
     vision = any(name.endswith(VISION) for name in tensors)
-    backup = any(name.startswith(("backup_", "params/backup/")) for name in tensors)
-    # A tower that is there has a layer, so that a file without any lacks something.
-    return Sizes(max(image, vision), max(text, 1), heads.get("image", 0), heads.get("text", 0), backup)
+    base = any(name.startswith(("backup_", "params/base/")) for name in tensors)
+    # A tower has at least one layer, so that the layers of a file without any are missing.
+    return Sizes(max(image, vision), max(text, 1), heads.get("image", 0), heads.get("text", 0), base)
 
 
 def _require(what: str, **faults: set[str]) -> None:
     """Raises LayoutError if any of the named sets holds something."""
-    found = [f"{name.replace('_', '-')} {_some(names)}" for name, names in faults.items() if names]
+    found = [f"{name.replace('_', '-')} {some(names)}" for name, names in faults.items() if names]
     if found:
         raise LayoutError(f"{what}: {'; '.join(found)}")
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first six names in order, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
