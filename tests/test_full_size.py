@@ -7,8 +7,7 @@ import pytest
 
 from jax_mmreid.models.clip import ImageTower, TextTower
 from jax_mmreid.models.language import inject, template
-from jax_mmreid.weights import init as weights_init
-from jax_mmreid.weights import layouts, sources
+from jax_mmreid.weights import files, layouts, sources
 
 IMAGE = ImageTower(patch=16, width=768, layers=12, heads=12, dim=512, scan=True)  # compiles faster
 TEXT = TextTower(vocab=49408, context=77, width=512, layers=12, heads=8, dim=512, scan=True)
@@ -32,7 +31,7 @@ def clip(torch, tmp_path_factory):
                 x.add_(0.1 * torch.randn_like(x))
     folder = tmp_path_factory.mktemp("clip")
     model.save_pretrained(folder)
-    weights = weights_init.to_weights(sources.read(str(folder)), "auto")
+    weights = files.to_weights(sources.read(str(folder)), "auto")
     return model, weights
 
 

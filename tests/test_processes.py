@@ -10,7 +10,7 @@ import pytest
 from conftest import start, tiny_clip_config, tiny_config, tiny_tvi_config
 from flax import traverse_util
 
-from jax_mmreid.weights import init as weights_init
+from jax_mmreid.weights import files
 
 START = """
 import sys
@@ -78,7 +78,7 @@ def random_weights(config, file):
     """A file of the weights that the config starts with."""
     variables = start(config)[2].variables
     weights = traverse_util.flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
-    weights_init.export(file, weights, "jax_mmreid")
+    files.export(file, weights, "jax_mmreid")
     return file
 
 

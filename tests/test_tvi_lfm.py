@@ -16,6 +16,7 @@ from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.ops import augment
 from jax_mmreid.recipes.tvi_lfm import ROWS
 from jax_mmreid.sharding import to_global
+from jax_mmreid.weights import files
 from jax_mmreid.weights import init as weights_init
 
 
@@ -299,7 +300,7 @@ def test_stage_lfm_needs_a_base_run(drawn_sysu, tmp_path):
 
 def test_stage_lfm_needs_the_pictures_part(drawn_sysu, base, tmp_path):
     weights = {path: x for path, x in weights_init.load(base).items() if path.split("/")[1] == "text"}
-    weights_init.save(tmp_path / "text", weights, {})
+    files.save(tmp_path / "text", weights, {})
     config = tiny_tvi_config(drawn_sysu, init=str(tmp_path / "text"))
     with pytest.raises(DataError, match="head, image, pool"):
         train.train(config, tmp_path / "run", open_tiny(config))
