@@ -116,7 +116,7 @@ def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: t
         batch_size=batch_size,
         steps_per_epoch=sampler.steps_per_epoch,
         text=tuple(tables["train"].captions) if "train" in tables else (),
-        text_length=next((table.ids.shape[1] for table in tables.values()), 0),
+        text_length=tables["train"].ids.shape[1] if "train" in tables else 0,
         vocab=tokenizer.vocab if tokenizer else 0,
         resize=config.resize,
         range16=config.range16,

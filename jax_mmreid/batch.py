@@ -64,7 +64,7 @@ class DataSpec:
     """
 
     name: str  # of the dataset
-    fingerprint: str  # changes when the file list or the training masks change
+    fingerprint: str  # changes when the file list, the training captions or the training masks change
     modalities: tuple[str, ...]
     image_size: tuple[int, int]  # H, W
     pids: tuple[int, ...]  # pids[label] is the identity of a training class, ascending
@@ -72,7 +72,7 @@ class DataSpec:
     batch_size: int  # rows of a global training batch
     steps_per_epoch: int
     text: tuple[str, ...] = ()  # the modalities that captions of the training split describe, () without captions
-    text_length: int = 0  # L of every batch with text, 0 without
+    text_length: int = 0  # L of training batches with captions, 0 without; test splits with longer ones have a larger L
     vocab: int = 0  # token ids are 0..vocab-1, 0 without a tokenizer
     resize: tuple[str, str] = ("bicubic", "bilinear")  # Pillow's filters, in training and in evaluation
     range16: tuple[int, int] = (0, 65535)  # what becomes black and white in 16-bit pictures

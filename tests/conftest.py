@@ -127,8 +127,12 @@ def load_config(name, arg="") -> ConfigDict:
 
 def open_tiny(config: ConfigDict, shard=(0, 1)):
     """`open_data` as `run` calls it."""
-    missing = MissingConfig.from_dict(config.missing.to_dict())
-    return open_data(DataConfig.from_dict(config.data.to_dict()), missing=missing, seed=config.seed, shard=shard)
+    return open_fields(missing=config.missing.to_dict(), seed=config.seed, shard=shard, **config.data.to_dict())
+
+
+def open_fields(*, missing, seed, shard=(0, 1), **data):
+    """`open_data` of plain fields of `config.missing` and `config.data`."""
+    return open_data(DataConfig.from_dict(data), missing=MissingConfig.from_dict(missing), seed=seed, shard=shard)
 
 
 def build(config: ConfigDict, data, devices=None):

@@ -8,16 +8,16 @@ import time
 
 import numpy as np
 import pytest
+from conftest import open_fields
 from PIL import Image
 
 import input_pipeline
-from input_pipeline import open_data
 from input_pipeline.datasets import rgbnt201
 from input_pipeline.reading import images, loader, masks
 from input_pipeline.records import Records
 from jax_mmreid import sharding, train
 from jax_mmreid.batch import check
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics import galleries
 
 ALL = ("rgb", "nir", "tir")
@@ -62,7 +62,7 @@ def opened(root, **changes):
         missing=MASKS,
         seed=1,
     )
-    return open_data(**arguments | changes)
+    return open_fields(**arguments | changes)
 
 
 def same(a, b):
@@ -79,7 +79,7 @@ def reading_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
 
 
-def test_what_open_data_says_of_the_data(tree):
+def test_the_spec_describes_the_data(tree):
     data = opened(tree)
     assert data.spec.modalities == ALL and data.spec.image_size == (H, W)
     assert data.spec.pids == PIDS and data.spec.cameras == (1, 2, 3)
@@ -87,8 +87,8 @@ def test_what_open_data_says_of_the_data(tree):
     assert data.num_rows("train") == sum(COUNTS.values()) and data.num_rows("test") == 13
     assert data.present_train.shape == (22, 3) and data.present_train.any(axis=1).all()
     assert data.missing_rates == masks.rates(data.present_train, ALL)
-    assert data.spec.fingerprint == opened(tree, seed=9, threads=1).fingerprint
-    assert data.spec.fingerprint != opened(tree, missing=MASKS | {"seed": 5}).fingerprint
+    assert data.spec.fingerprint == opened(tree, seed=9, threads=1).spec.fingerprint
+    assert data.spec.fingerprint != opened(tree, missing=MASKS | {"seed": 5}).spec.fingerprint
 
 
 def test_training_batch_follows_the_vocabulary(tree):
@@ -239,13 +239,15 @@ def test_a_modality_that_a_test_split_never_has_is_no_key_of_its_batches(copy):
         assert data.present("test")["tir"].sum() == 12
 
 
-def test_a_gallery_is_drawn_from_a_split(tree):
+def test_columns_are_those_of_the_records(tree):
     data, records = opened(tree), rgbnt201.load(str(tree), modalities=ALL, allow_missing_files=False)
-    for trial in range(3):
-        cameras = dict(cameras=(2, 1), shots=1, trial=trial)
-        np.testing.assert_array_equal(data.draw("test", **cameras), galleries.draw(records["test"], **cameras))
-    with pytest.raises(ValueError, match="no picture of cameras .7,."):
-        data.draw("test", cameras=(7,), shots=1, trial=0)
+    for name in ("train", "test"):
+        for key, column in data.columns(name).items():
+            np.testing.assert_array_equal(column, getattr(records[name], key))
+    rows = galleries.draw(data.columns("test"), cameras=(2, 1), shots=1, trial=0)
+    assert records["test"].pid[rows].tolist() == [50, 50, 51, 51]
+    with pytest.raises(ConfigError, match=r"draw.cameras=\(7,\): the split has pictures by cameras 1, 2 only"):
+        galleries.draw(data.columns("test"), cameras=(7,), shots=1, trial=0)
 
 
 def test_dropped_rows_are_left_out_of_training(tree):
@@ -271,7 +273,7 @@ def test_saved_masks_replace_drawn_ones(tree, tmp_path):
     data.save_masks(path)
     again = opened(tree, missing=MASKS | {"eta": (0.0, 0.0, 0.0), "mask_file": path})
     np.testing.assert_array_equal(again.present_train, data.present_train)
-    assert again.fingerprint == data.spec.fingerprint
+    assert again.spec.fingerprint == data.spec.fingerprint
     with pytest.raises(DataError, match="another list of files"):
         opened(tree, modalities=("rgb", "nir"), missing=MASKS | {"eta": (0.0, 0.0), "mask_file": path})
     hidden = data.present_train.copy()
@@ -466,12 +468,12 @@ def test_a_dropped_picture_is_an_absent_one(copy, monkeypatch, caplog):
             assert not batch["images"][name][gone].any()
             np.testing.assert_array_equal(batch["images"][name][~gone], want["images"][name][~gone])
     list(data.split("train"))
-    told = [line for line in caplog.messages if "dropped" in line]
-    assert len(told) == 3 and "dropped from training (3 of 66 pictures so far): images: cannot read" in told[2]
-    assert data.present_train.all() and data.spec.fingerprint == opened(copy, missing=NO_MASKS).fingerprint
+    lines = [line for line in caplog.messages if "dropped" in line]
+    assert len(lines) == 3 and "dropped from training (3 of 66 pictures so far): images: cannot read" in lines[2]
+    assert data.present_train.all() and data.spec.fingerprint == opened(copy, missing=NO_MASKS).spec.fingerprint
 
 
-def test_a_row_without_readable_pictures_gives_way_to_the_next_of_its_identity(copy, monkeypatch):
+def test_a_row_without_readable_pictures_is_replaced_by_the_next_of_its_identity(copy, monkeypatch):
     monkeypatch.setattr(loader, "MAX_DROPPED", 0.5)
     whole = list(opened(copy, missing=NO_MASKS).train(0, 12))
     one = next(row for row in range(22) if COUNTS[[*np.repeat(PIDS, [COUNTS[pid] for pid in PIDS])][row]] == 5)
@@ -498,7 +500,7 @@ def test_a_row_without_readable_pictures_gives_way_to_the_next_of_its_identity(c
     assert not np.isin([one, last], rows["index"]).any() and rows["valid"].sum() == 20
 
 
-def test_a_row_gives_way_to_one_that_shows_the_same_modality(copy, monkeypatch, tmp_path):
+def test_a_row_is_replaced_by_one_that_shows_the_same_modality(copy, monkeypatch, tmp_path):
     monkeypatch.setattr(loader, "MAX_DROPPED", 0.5)
     present = np.ones((22, 3), bool)
     path = str(tmp_path / "masks.npz")
@@ -515,7 +517,7 @@ def test_a_row_gives_way_to_one_that_shows_the_same_modality(copy, monkeypatch, 
     assert set(pairs) == {(first, first + 2)}
 
 
-def test_a_broken_picture_that_comes_twice_gives_way_twice(tmp_path):
+def test_a_broken_picture_that_comes_twice_is_replaced_twice(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, H, W, 3)).astype(np.uint8)
     for row in range(3):
         Image.fromarray(pixels[row]).save(tmp_path / f"{row}.png")
@@ -531,13 +533,13 @@ def test_an_identity_without_readable_pictures_is_an_error(copy, monkeypatch):
     monkeypatch.setattr(loader, "MAX_DROPPED", 0.5)
     spoiled(copy, 0, ALL)
     spoiled(copy, 1, ALL)
-    with pytest.raises(DataError, match="no picture of training identity 2 can stand for .*train_171/RGB/000002_"):
+    with pytest.raises(DataError, match="identity 2 has no other picture to use instead of .*train_171/RGB/000002_"):
         list(opened(copy, missing=NO_MASKS, on_bad_image="drop").train(0, 20))
 
 
 def test_too_many_dropped_pictures_are_an_error(copy):
     spoiled(copy, 4, ["nir"])
-    list(opened(copy, missing=NO_MASKS, on_bad_image="drop").train(0, 20))  # one is always forgiven
+    list(opened(copy, missing=NO_MASKS, on_bad_image="drop").train(0, 20))  # one is always allowed
     spoiled(copy, 5, ["tir"])
     with pytest.raises(DataError, match="2 of 66 training pictures cannot be read, more than data.on_bad_image='drop'"):
         list(opened(copy, missing=NO_MASKS, on_bad_image="drop").train(0, 20))
@@ -553,7 +555,7 @@ def test_evaluation_never_drops(copy):
 
 
 def test_a_file_that_cannot_be_opened_is_never_dropped(copy):
-    """What the disk or the network did is no property of the files, so batches would depend on it."""
+    """A fault of the disk or the network is no property of the files; batches must not depend on it."""
     data = opened(copy, missing=NO_MASKS, on_bad_image="drop")
     pictures(copy, 4)["rgb"].unlink()
     with pytest.raises(DataError, match="No such file"):
@@ -583,7 +585,7 @@ def test_closing_early_ends_the_reading_threads(tree):
     assert not reading_threads()
 
 
-def test_single_pictures_are_told(tree, tmp_path, caplog):
+def test_identities_with_one_picture_are_logged(tree, caplog):
     opened(tree)
     assert caplog.messages == [
         "rgbnt201: identities with one training image, which their batches repeat: 25 (1 in all)"
@@ -605,26 +607,21 @@ def test_split_in_which_nothing_can_match(copy, split, folder):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(name="rgbnt2001"), "data.name: no dataset 'rgbnt2001'; there are .*rgbnt201, synthetic"),
-        (dict(options=dict(colour=1)), "data.options of rgbnt201: .*'colour'"),
-        (dict(shard=(0, 4)), "6 training rows .* do not divide by 4"),
-        (dict(shard=(1, 2), eval_batch_size=5), "data.eval_batch_size=5 does not divide by 2"),
-        (dict(shard=(2, 2)), "no process 2 among 2"),
-        (dict(modalities=("rgb", "nir", "rgb")), "data.spec.modalities.*twice"),
-        (dict(instances=0), "data.instances=0"),
-        (dict(threads=-1), "data.threads=-1"),
-        (dict(cache="disk"), "data.cache='disk': there are '' and 'memory'"),
-        (dict(on_bad_image="skip"), "data.on_bad_image='skip': there are 'error' and 'drop'"),
-        (dict(range16=(9, 9)), "data.range16=.9, 9.: .* ascend within 0..65535"),
-        (dict(range16=(0, 70_000)), "data.range16"),
-        (dict(range16=(0.0, 1.0)), "data.range16.*whole numbers"),
-        (dict(resize=("bicubic", "cubic")), "data.resize=.*'cubic'.: must be two of nearest, .*lanczos"),
-        (dict(resize=("bicubic",)), "data.resize"),
-        (dict(missing=MASKS | {"eta": (0.1,)}), "missing.eta"),
+        (dict(name="rgbnt2001"), "config.data.name: no dataset 'rgbnt2001'; there are .*rgbnt201, synthetic"),
+        (dict(modalities=("rgb", "ir")), r"config.data.modalities=\('rgb', 'ir'\): rgbnt201 has rgb, nir, tir"),
+        (
+            dict(options=dict(colour=1)),
+            "config.data.options of rgbnt201: no option 'colour'; there are captioner,",
+        ),
+        (dict(options=dict(captoner="")), "no option 'captoner'; .*; did you mean 'captioner'"),
+        (dict(options=dict(captioner=3)), "config.data.options.captioner=3: must be a string"),
+        (dict(shard=(0, 4)), "6 training rows do not divide by 4"),
+        (dict(shard=(1, 2), eval_batch_size=5), "config.data.eval_batch_size=5: does not divide by 2"),
+        (dict(missing=MASKS | {"eta": (0.1,)}), "config.missing.eta=.*expected 3 rates"),
     ],
 )
-def test_impossible_arguments_are_told_by_their_config_key(tree, changes, message):
-    with pytest.raises(ValueError, match=message) as error:
+def test_impossible_config_values_are_config_errors(tree, changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
         opened(tree, **changes)
     assert "\n" not in str(error.value)
 
@@ -645,9 +642,11 @@ def test_pictures_are_resized_as_pillow_does(tree, resize):
 
 def test_unknown_split_and_negative_start(tree):
     data = opened(tree)
-    for ask in (data.split, data.num_rows, data.present, lambda name: data.draw(name, cameras=(1,), shots=1, trial=0)):
-        with pytest.raises(ValueError, match="no split 'query'; there are train, test"):
-            ask("query")
+    for method in (data.split, data.num_rows, data.present, data.columns):
+        with pytest.raises(ConfigError, match="no split 'query'; there are train, test"):
+            method("query")
+    with pytest.raises(ValueError, match="no process 2 among 2"):
+        opened(tree, shard=(2, 2))
     with pytest.raises(ValueError, match="cannot start at step -1"):
         data.train(-1, 3)
     with pytest.raises(DataError, match="6 identities, fewer than the 7"):
@@ -655,7 +654,7 @@ def test_unknown_split_and_negative_start(tree):
 
 
 def test_import_error_inside_a_dataset_module_passes_through(tree, tmp_path, monkeypatch):
-    (tmp_path / "needs_more.py").write_text("import a_package_that_nobody_has\n")
+    (tmp_path / "needs_more.py").write_text("import a_package_that_does_not_exist\n")
     monkeypatch.setattr(input_pipeline.datasets, "__path__", [*input_pipeline.datasets.__path__, str(tmp_path)])
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_nobody_has"):
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_does_not_exist"):
         opened(tree, name="needs_more")

@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import open_fields
 
-import input_pipeline
-from input_pipeline import open_data, tfds_builder
+from input_pipeline import DataConfig, load_records, tfds_builder
 from input_pipeline.reading import packed
 from input_pipeline.synthesize import synthesize
 from jax_mmreid.batch import check
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 
 MASKS = dict(eta=(0.2, 0.5, 0.3), seed=4, mode="bernoulli", all_missing="repair", mask_file="")
 LAYOUTS = {  # layout -> modalities, options of the dataset
@@ -49,7 +49,7 @@ def opened(root, layout, source, **changes):
         options=options,
         source=source,
     )
-    return open_data(**arguments | changes)
+    return open_fields(**arguments | changes)
 
 
 def assert_same(a, b):
@@ -103,9 +103,7 @@ def test_some_modalities_and_all_columns(drawn):
 
 def load_files(root, layout):
     modalities, options = LAYOUTS[layout]
-    return input_pipeline.load_records(
-        layout, str(root / layout), modalities=modalities, allow_missing_files=False, options=options
-    )
+    return load_records(DataConfig(layout, str(root / layout), modalities=modalities, options=options))
 
 
 def test_absent_pictures_stay_absent(tmp_path):
@@ -133,7 +131,7 @@ def test_the_command_line(drawn, tmp_path, how):
     assert packed.load(str(tmp_path / "out"), name="rgbnt201", modalities=("rgb",)).keys() == {"train", "test"}
 
 
-def told(capsys, *arguments):
+def run(capsys, *arguments):
     code = tfds_builder.main([str(x) for x in arguments])
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -142,13 +140,13 @@ def told(capsys, *arguments):
 
 def test_what_cannot_be_packed(drawn, tmp_path, capsys):
     where = ["--dataset=rgbnt201", f"--data_dir={drawn / 'rgbnt201'}"]
-    code, err = told(capsys, *where, f"--output={drawn / 'packed'}")
+    code, err = run(capsys, *where, f"--output={drawn / 'packed'}")
     assert code == 3 and "rgbnt201/1.0.0 exists; choose another --output" in err
-    code, err = told(capsys, *where, f"--output={tmp_path}", "--option=colour=1")
-    assert code == 2 and "data.options of rgbnt201: got an unexpected keyword argument 'colour'" in err
-    code, err = told(capsys, "--dataset=rgbnt2", "--data_dir=.", f"--output={tmp_path}")
+    code, err = run(capsys, *where, f"--output={tmp_path}", "--option=colour=1")
+    assert code == 2 and "config.data.options of rgbnt201: no option 'colour'" in err
+    code, err = run(capsys, "--dataset=rgbnt2", "--data_dir=.", f"--output={tmp_path}")
     assert code == 2 and "no dataset 'rgbnt2'" in err
-    code, err = told(capsys, "--dataset=rgbnt201", f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}")
+    code, err = run(capsys, "--dataset=rgbnt201", f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}")
     assert code == 3 and "rgbnt201: no folder" in err and not (tmp_path / "out").exists()
 
 
@@ -157,7 +155,12 @@ def test_what_cannot_be_opened(drawn, tmp_path):
         DataError, match="packed: no dataset 'regdb' under .*; make one with python -m input_pipeline.tfds_builder"
     ):
         packed.load(str(drawn / "packed"), name="regdb", modalities=("rgb",))
-    with pytest.raises(ValueError, match="was packed without ir"):
+    with pytest.raises(ConfigError, match="was packed without ir"):
         packed.load(str(drawn / "packed"), name="rgbnt201", modalities=("rgb", "ir"))
-    with pytest.raises(ValueError, match="data.source='zip': there are 'files' and 'tfds'"):
-        opened(drawn, "rgbnt201", "zip")
+
+
+def test_a_defect_is_a_traceback(drawn, tmp_path, monkeypatch):
+    """Only ConfigError and DataError become one line."""
+    monkeypatch.setattr(tfds_builder, "load_records", lambda config: [].pop())
+    with pytest.raises(IndexError):
+        tfds_builder.main(["--dataset=rgbnt201", "--data_dir=x", f"--output={tmp_path}"])
