@@ -176,7 +176,8 @@ def _from_init(config: ConfigDict, exp: Experiment) -> Checkpoint:
     """Step 0 with every part of the method from `config.init`."""
     state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
     loaded, size = weights_init.load(config.init), tuple(config.data.image_size)
-    return Checkpoint(0, weights_init.start_from(state, loaded, size, required=None).variables, "init")
+    state = weights_init.start_from(state, loaded, size, required=None, source=config.init)
+    return Checkpoint(0, state.variables, "init")
 
 
 def restore(exp: Experiment, workdir: Path, step: str, differences: list[str]) -> Checkpoint:

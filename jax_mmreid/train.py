@@ -154,8 +154,8 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
         )
     state = exp.create(jax.device_put(jax.random.PRNGKey(config.seed), sharding.replicated(exp.mesh)))
     if config.init:
-        loaded = weights_init.load(config.init)
-        state = weights_init.start_from(state, loaded, data.spec.image_size, config.requires_init)
+        loaded, size = weights_init.load(config.init), data.spec.image_size
+        state = weights_init.start_from(state, loaded, size, required=config.requires_init, source=config.init)
     normalise = jax.jit(functools.partial(augment.normalise, mean=config.aug.mean, std=config.aug.std))
 
     def prepared() -> Iterator[Batch]:
