@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
     shared = dict(gallery=gallery, trials=10, junk="same_camera", cmc="identity")
     config = tvi_lfm("llcm", {"all": shared}, eval_from=80 if arg["stage"] == "base" else 0, **arg)
     if protocol == "official":
-        for name in {"all/ir", "all/ir_backup"} & set(config.evals):
+        for name in {"all/ir", "all/ir_base"} & set(config.evals):
             config.evals[name].junk = "none"
     config.data.data_dir = "data/LLCM"
     if arg["stage"] == "lfm" or protocol == "official":

@@ -60,8 +60,8 @@ def _miss_reid(arg: str, init: str):
         row="F", eta="0", modalities="rgb/nir/tir", splits="test", incomplete="error", pairs=False, rerank=False
     )
     arg = parse_arg(arg, dataset="synthetic", **recipe)
-    completions = ("zero", "alone") if init else ("zero",)
-    config = miss_reid(epochs=9, text_epoch=5, completions=completions, **arg)
+    imputations = ("zero", "alone") if init else ("zero",)
+    config = miss_reid(epochs=9, text_epoch=5, imputations=imputations, **arg)
     config.data.data_dir = f"data/{arg.dataset}"
     if arg.dataset == "synthetic":
         config.data.options = dict(seed=0, num_train_ids=96, num_test_ids=32, cameras=4, images_per_camera=2, height=64)

@@ -60,6 +60,7 @@ def build(
     fields that are out of their range or do not fit together.
     """
     module = find("jax_mmreid.methods", config.method)
+    model = read_fields(module.Config, config.model.to_dict(), "model")  # first: RANGES knows no other fields
     ranges = RANGES | {rf"model\.{field}": interval for field, interval in module.RANGES.items()}
     check_ranges(numeric_fields(config), ranges)
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
@@ -70,7 +71,7 @@ def build(
     for key, rows in sizes.items():
         if rows % mesh.shape["data"]:
             raise ConfigError(f"{key} = {rows} does not divide over {mesh.shape['data']} devices of axis 'data'")
-    method = module.create(spec, read_fields(module.Config, config.model.to_dict(), "model"), tokenize)
+    method = module.create(spec, model, tokenize)
     phases = _phases(config, spec, method)
 
     def init(rng: Array) -> TrainState:

@@ -2,13 +2,12 @@
 
 Beside its class, a module has three public names, which `experiment.build` reads:
 
-    Config                           a frozen dataclass whose fields are the keys of `config.model`
+    Config                           a frozen dataclass whose fields are the keys of `config.model`, dicts as
+                                     dataclasses; `read_fields` makes it
     RANGES                           {regex of a dotted field below `config.model`: interval} for every numeric field,
                                      as `ranges.check_ranges` reads it
     create(spec, config, tokenize)   the `Method` for data with this spec; `tokenize` is `Data.tokenize`, or None.
                                      Raises ConfigError for fields that do not go together or do not fit the spec
-
-Fields of `Config` that are dicts are read with `read_fields`, so that a wrong key is a ConfigError too.
 """
 
 import abc
@@ -122,9 +121,10 @@ class Method(abc.ABC):
 
 
 def read_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """The dataclass `kind` from a dict of the config at the dotted path `where`, below `config`.
+    """The dataclass `kind`, whose fields may be dataclasses too, from a dict of the config.
 
-    Raises ConfigError for a key that is missing or unknown, and for a value of another type than its field.
+    `where` is the dotted path of the dict in the config. Raises ConfigError for a key that is missing or unknown, and
+    for a value of another type than its field.
     """
     types = typing.get_type_hints(kind)
     for what, names in (("has", values.keys() - types.keys()), ("lacks", types.keys() - values.keys())):
@@ -132,5 +132,13 @@ def read_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
             raise ConfigError(
                 f"config.{where} {what} {', '.join(sorted(names))}; its fields are {', '.join(sorted(types))}"
             )
-    check_types({f"{where}.{key}": x for key, x in values.items()}, {f"{where}.{key}": x for key, x in types.items()})
-    return kind(**{key: tuple(x) if isinstance(x, list) else x for key, x in values.items()})
+    nested = {key for key, hint in types.items() if dataclasses.is_dataclass(hint)}
+    kinds = {f"{where}.{key}": dict if key in nested else hint for key, hint in types.items()}
+    check_types({f"{where}.{key}": x for key, x in values.items()}, kinds)
+
+    def read(key: str, value: Any) -> Any:
+        if key in nested:
+            return read_fields(types[key], value, f"{where}.{key}")
+        return tuple(value) if isinstance(value, list) else value
+
+    return kind(**{key: read(key, value) for key, value in values.items()})

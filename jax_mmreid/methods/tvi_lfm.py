@@ -1,23 +1,24 @@
-"""TVI-LFM (NeurIPS 2024): infrared queries find visible pictures, helped by what text adds.
+"""TVI-LFM (NeurIPS 2024): infrared queries with a caption, visible gallery.
 
 One ResNet with a stem for each modality, GeM pooling, and a BN neck with a classifier that all features share. It is
 trained in two stages, each a run of its own:
 
-- "base": pictures alone. A visible picture in a weak and a strong view, and an infrared one; cross-entropy and
-  weighted triplet over all three.
-- "lfm": the visual part stands still; CLIP's text tower and the neck learn. A caption of the visible picture adds to
-  the infrared feature, a caption of the infrared picture takes away what both say (`sff`, the semantic filter fusion):
-  fusion = ir + text_rgb - text_ir. Joint learning (`mjl`) supervises visible, infrared, fused and text features in one
-  classification and one triplet loss; without it, visible and fused ones.
+- "base": images alone. A visible image in a weak and a strong view, and an infrared image; cross-entropy and the
+  weighted regularised triplet loss (WRT) over all three.
+- "lfm": the visual part is frozen; CLIP's text tower and the neck are fine-tuned. Semantic filtering fusion (SFF,
+  `TVILFM.fuse`): fusion = ir + text_rgb - text_ir, where the caption of the infrared image removes what both captions
+  contain. Modality joint learning (MJL, `TVILFM._features_with_text`): one cross-entropy and one WRT over visible,
+  infrared, fused and text features; without it over visible and fused ones.
 
-At test every vector is a feature behind the neck, at unit length. `ensemble` adds those of fusion, infrared and text
-(the ensemble retrieval). Shapes: maps [B,h,w,D], features [B,D].
+At test a vector is the BN feature of an image, a caption or a fusion, at unit length. Modality ensemble retrieval (MER,
+the option `ensemble` of `TVILFM.embed`) adds the similarities of fusion, infrared and text. Missing pictures are
+blanked in `_blanked`. Shapes: maps [B,h,w,D], features [B,D].
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +26,15 @@ import numpy as np
 from jax import Array
 
 from jax_mmreid.batch import Batch, DataSpec
-from jax_mmreid.config import check_choices, check_heads, check_reader
+from jax_mmreid.config import check_choices
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.losses.identity import cross_entropy
 from jax_mmreid.losses.triplet import weighted_triplet
-from jax_mmreid.methods import LossOut
+from jax_mmreid.methods import LossOut, Method
+from jax_mmreid.models import towers
 from jax_mmreid.models.clip import TextTower
 from jax_mmreid.models.heads import GeM, Head
-from jax_mmreid.models.resnet import ResNet
+from jax_mmreid.models.resnet import LAYERS, ResNet
 from jax_mmreid.ops import masked
 from jax_mmreid.state import TrainState
 
@@ -40,12 +42,41 @@ MODALITIES = ("rgb", "ir")
 RGB_VIEWS = ("rgb", "rgb_strong")
 STAGES = ("base", "lfm")
 STATISTICS = ("train", "eval")
-LOGIT_SCALE = math.log(1 / 0.07)  # CLIP's; no loss reads it, the official checkpoints hold it
+LOGIT_SCALE = math.log(1 / 0.07)  # of CLIP; no loss uses it, the official checkpoints hold it
 
 
 @dataclasses.dataclass(frozen=True)
-class TVILFM:
-    """The method; see `create` for what the fields mean."""
+class ResNetFields:
+    """`config.model.image`; see `models.resnet.ResNet`."""
+
+    blocks: tuple[int, ...]
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """`config.model`; the published values are in `recipes/tvi_lfm.py`."""
+
+    stage: str  # one of STAGES
+    sff: bool  # semantic filtering fusion: subtract the caption of the infrared image
+    mjl: bool  # modality joint learning: supervise all five kinds of features
+    frozen_bn: str  # of stage lfm: the frozen tower normalises over the batch ("train"), or by its statistics ("eval")
+    stem_relu: bool  # the ReLU in ResNet's stem, which the published model does not have
+    image: ResNetFields
+    text: towers.TextFields
+    dtype: str  # of convolutions and matrix products, one of towers.DTYPES
+    remat: bool  # the towers recompute a block in the backward pass, for less memory
+
+
+RANGES = towers.RANGES | {r"image\.blocks": "[1, inf)"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TVILFM(Method):
+    """The method; see `Config` for the fields that it shares with it."""
+
+    streams: ClassVar = ()
+    options: ClassVar = {"neck": ("finetuned", "base"), "ensemble": (False, True)}
 
     image: ResNet
     pool: GeM
@@ -55,8 +86,8 @@ class TVILFM:
     sff: bool
     mjl: bool
     frozen_bn: str
-    neck: str = "live"  # an option of evaluation rows: "backup" scores pictures with the pool and neck of stage "base"
-    ensemble: bool = False  # an option of evaluation rows: a fused query is the sum of fusion, infrared and text
+    neck: str = "finetuned"  # of evaluation rows: "base" takes the pooling and the neck of stage "base" for images
+    ensemble: bool = False  # of evaluation rows: a fused query is ranked by modality ensemble retrieval (MER)
 
     def init(self, rng: Array, batch: Batch) -> dict:
         image_key, head_key, text_key = jax.random.split(rng, 3)
@@ -69,27 +100,28 @@ class TVILFM:
         params["logit_scale"] = jnp.float32(LOGIT_SCALE)
         stats = {"image": image["batch_stats"], "head": head["batch_stats"]}
         if self.stage == "lfm":
-            params["backup"] = {"pool": params["pool"], "head": params["head"]}
-            stats["backup"] = {"head": stats["head"]}
+            params["base"] = {"pool": params["pool"], "head": params["head"]}
+            stats["base"] = {"head": stats["head"]}
         return {"params": params, "batch_stats": stats, "memory": {}}
 
     def begin(self, state: TrainState, batches: Iterable[Batch]) -> TrainState:
-        """Stage "lfm" keeps a copy of the pool, neck and classifier it begins with."""
+        """Stage "lfm" keeps a copy of the pooling, neck and classifier that it starts from, as "base"."""
         if self.stage == "base":
             return state
         params = {part: state.variables["params"][part] for part in ("pool", "head")}
-        # Copies, since the step takes over the memory of the state: no array may stand in it twice.
+        # Copies, since a step donates the buffers of its state: no buffer may be in it twice.
         params, stats = jax.tree.map(jnp.copy, (params, {"head": state.batch_stats["head"]}))
-        frozen, batch_stats = state.frozen | {"backup": params}, state.batch_stats | {"backup": stats}
+        frozen, batch_stats = state.frozen | {"base": params}, state.batch_stats | {"base": stats}
         return state.replace(frozen=frozen, batch_stats=batch_stats)
 
     def loss(self, params: Any, state: TrainState, batch: Batch, rngs: dict[str, Array]) -> LossOut:
+        """Cross-entropy on the logits and WRT on the features before the neck, over all rows of the stage."""
         blanked = _blanked(batch)
         rgb = [blanked[view] for view in RGB_VIEWS if view in blanked]
         maps, image_stats = self._train_maps(params, state, {"rgb": jnp.concatenate(rgb), "ir": blanked["ir"]})
         present = batch["present"]
-        rows = self._rows_of_pictures if self.stage == "base" else self._rows_with_text
-        feats, where = zip(*rows(params, maps, batch, [present["rgb"]] * len(rgb), present["ir"]))
+        features = self._image_features if self.stage == "base" else self._features_with_text
+        feats, where = zip(*features(params, maps, batch, [present["rgb"]] * len(rgb), present["ir"]))
         label = jnp.tile(batch["label"], len(feats))
         feats, where = jnp.concatenate(feats), jnp.concatenate(where)
 
@@ -105,93 +137,105 @@ class TVILFM:
         return LossOut(terms, {"batch_stats": stats, "memory": {}}, {"accuracy": accuracy})
 
     def _train_maps(self, params: Any, state: TrainState, images: dict[str, Array]) -> tuple[Array, Any]:
-        """Maps of visible, then infrared rows, and the statistics after them."""
+        """Maps of the visible rows, then of the infrared rows, and the new statistics."""
         variables = {"params": params["image"], "batch_stats": state.batch_stats["image"]}
         if self.stage == "lfm":
-            # As published, frozen are the parameters: normalisation is over the batch, and its statistics drift.
+            # As published, only the parameters are frozen: BatchNorm normalises over the batch and updates its
+            # statistics.
             variables["params"] = jax.lax.stop_gradient(variables["params"])
             if self.frozen_bn == "eval":
                 return self.image.apply(variables, images, train=False), variables["batch_stats"]
         maps, updated = self.image.apply(variables, images, train=True, mutable=["batch_stats"])
         return maps, updated["batch_stats"]
 
-    def _rows_of_pictures(self, params: Any, maps: Array, batch: Batch, rgb: list[Array], ir: Array) -> list:
-        """Stage "base": (features [B,D], which exist [B]) of each visible view and of the infrared picture."""
+    def _image_features(self, params: Any, maps: Array, batch: Batch, rgb: list[Array], ir: Array) -> list:
+        """Stage "base": (features [B,D], which rows exist [B]) of each visible view and of the infrared image."""
         feats = self.pool.apply({"params": params["pool"]}, maps)
         return list(zip(jnp.split(feats, len(rgb) + 1), [*rgb, ir]))
 
-    def _rows_with_text(self, params: Any, maps: Array, batch: Batch, rgb: list[Array], ir: Array) -> list:
-        """Stage "lfm": the same, and of the fused features and texts, as `sff` and `mjl` ask for."""
+    def _features_with_text(self, params: Any, maps: Array, batch: Batch, rgb: list[Array], ir: Array) -> list:
+        """Stage "lfm": as above, of visible views and the fusion, and with MJL of infrared images and captions too."""
         pooled = self.pool.apply({"params": params["pool"]}, maps)
         *rgb_feats, ir_feats = jnp.split(jax.lax.stop_gradient(pooled), len(rgb) + 1)
-        text, told = self._texts(params, batch), batch["present"]["text"]
-        # Its exponent learns through the fused feature alone, where the recipe trains it: without the filter.
-        fusion = self._fuse(jnp.split(pooled, len(rgb) + 1)[-1], text)
-        rows = [*zip(rgb_feats, rgb), (fusion, ir & told)]
-        return [*rows, (ir_feats, ir), (text["rgb"], told)] if self.mjl else rows
+        text, has_text = self._caption_features(params, batch), batch["present"]["text"]
+        # The exponent of the pooling gets a gradient through the fusion only. The recipe trains it without SFF, as the
+        # published code does.
+        fusion = self.fuse(jnp.split(pooled, len(rgb) + 1)[-1], text)
+        rows = [*zip(rgb_feats, rgb), (fusion, ir & has_text)]
+        return [*rows, (ir_feats, ir), (text["rgb"], has_text)] if self.mjl else rows
 
-    def _texts(self, params: Any, batch: Batch) -> dict[str, Array]:
-        """Features [B,D] of the captions by what they describe, all through the tower at once."""
+    def _caption_features(self, params: Any, batch: Batch) -> dict[str, Array]:
+        """Features [B,D] of the captions by the modality they describe, in one pass of the text tower."""
         captions = batch["text"]
         ids = jnp.concatenate([captions[name] for name in captions])
         variables = {"params": params["text"]}
         words = self.text.apply(variables, ids, method="embed")
-        # The end is the largest id, so that argmax finds it.
-        feats = self.text.apply(variables, words, ids.argmax(axis=1))
+        feats = self.text.apply(variables, words, ids.argmax(axis=1))  # <EOT> is the largest id
         return dict(zip(captions, jnp.split(feats, len(captions))))
 
-    def _fuse(self, ir: Array, text: dict[str, Array]) -> Array:
+    def fuse(self, ir: Array, text: dict[str, Array]) -> Array:
+        """The fusion of an infrared feature [B,D] with those of its captions: SFF, or without it the plain sum."""
         return ir + text["rgb"] - text["ir"] if self.sff else ir + text["rgb"]
 
     def encode(self, variables: dict, batch: Batch) -> dict[str, Any]:
-        """ "live" and "backup" {modality: [B,D]} of the pictures, "text" {modality: [B,D]} of their captions."""
+        """Features [B,D]: of images by "finetuned" and "base" pooling, and of captions as "text"; {modality: [B,D]}."""
         params, images = variables["params"], _blanked(batch)
         features = {}
         if images:
             tower = {"params": params["image"], "batch_stats": variables["batch_stats"]["image"]}
             maps = self.image.apply(tower, images, train=False)
             names = [m for m in MODALITIES if m in images]
-            pools = {"live": params["pool"]} | ({"backup": params["backup"]["pool"]} if "backup" in params else {})
+            pools = {"finetuned": params["pool"]} | ({"base": params["base"]["pool"]} if "base" in params else {})
             for name, pool in pools.items():
                 features[name] = dict(zip(names, jnp.split(self.pool.apply({"params": pool}, maps), len(names))))
         if "text" in batch:
-            features["text"] = self._texts(params, batch)
+            features["text"] = self._caption_features(params, batch)
+        if not features:
+            raise ConfigError("tvi_lfm reads pictures of rgb and ir and captions, and there are none of these to read")
         return features
 
-    def imputer(self, use: tuple[str, ...]) -> None:
-        """None: nothing stands in for a missing picture."""
-
     def embed(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
-        """Unit vectors [B,D] of a picture ("rgb" or "ir"), a caption ("text"), or the fusion ("ir", "text").
+        """Unit vectors [B,D] of an image ("rgb" or "ir"), of the RGB caption ("text"), or of the fusion ("ir", "text").
 
-        Raises ValueError for another combination, and where the backup is asked for text.
+        Raises ConfigError for another `use`, for one whose image or caption the split does not have, and for text with
+        the neck of stage "base".
         """
         if use in (("rgb",), ("ir",)):
+            self._require(features, use, self.neck, use)
             return self._unit(variables, features[self.neck][use[0]])
-        if self.neck == "backup" or set(use) not in ({"text"}, {"text/rgb"}, {"ir", "text"}):
-            raise ValueError(f"tvi_lfm: the {self.neck} neck has no vector of {'+'.join(use)}")
+        if self.neck == "base" or set(use) not in ({"text"}, {"text/rgb"}, {"ir", "text"}):
+            raise ConfigError(
+                f"tvi_lfm has no vector of {'+'.join(use)!r} with neck={self.neck!r}; "
+                "`use` must be rgb, ir, text, or ir with text, the last two with neck='finetuned'"
+            )
+        self._require(features, use, "text", ("rgb", "ir") if "ir" in use and self.sff else ("rgb",))
         if "ir" not in use:
             return self._unit(variables, features["text"]["rgb"])
-        parts = [self._fuse(features["live"]["ir"], features["text"])]
+        self._require(features, use, "finetuned", ("ir",))
+        parts = [self.fuse(features["finetuned"]["ir"], features["text"])]
         if self.ensemble:
-            parts += [features["live"]["ir"], features["text"]["rgb"]]
-        # Ranking by the unit sum is ranking by the sum of the three scores.
+            parts += [features["finetuned"]["ir"], features["text"]["rgb"]]
+        # MER: the dot product with a sum of vectors is the sum of the three similarities.
         return masked.unit(sum(self._unit(variables, x) for x in parts))
 
+    def _require(self, features: dict, use: tuple[str, ...], kind: str, names: tuple[str, ...]) -> None:
+        """Raises ConfigError for features that `use` needs and `encode` did not find in the batch."""
+        lacking = [name for name in names if name not in features.get(kind, {})]
+        if lacking:
+            what = "captions" if kind == "text" else "pictures"
+            raise ConfigError(f"tvi_lfm: {'+'.join(use)} needs {what} of {' and '.join(lacking)}, which are not there")
+
     def _unit(self, variables: dict, feats: Array) -> Array:
+        """BN features at unit length: feats [B,D] -> [B,D]."""
         params, stats = variables["params"], variables["batch_stats"]
-        if self.neck == "backup":
-            params, stats = params["backup"], stats["backup"]
+        if self.neck == "base":
+            params, stats = params["base"], stats["base"]
         head = {"params": params["head"], "batch_stats": stats["head"]}
         return masked.unit(self.head.apply(head, feats, method="bn_features"))
 
-    def published_cost(self, image_size: tuple[int, int]) -> dict[str, int]:
-        """Nothing: the publication states no complexity."""
-        return {}
-
 
 def _blanked(batch: Batch) -> dict[str, Array]:
-    """The pictures with zeros for those that are absent; views of a picture are absent with it."""
+    """The pictures, with zeros where they are missing; the views of a picture are missing with it."""
     return {
         name: masked.blank(x, batch["present"][name.partition("_")[0]])
         for name, x in batch["images"].items()
@@ -199,47 +243,32 @@ def _blanked(batch: Batch) -> dict[str, Array]:
     }
 
 
-def create(
-    spec: DataSpec,
-    *,
-    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
-    stage: str,
-    sff: bool,
-    mjl: bool,
-    frozen_bn: str,
-    stem_relu: bool,
-    image: dict,
-    text: dict,
-    dtype: str,
-    remat: bool,
-) -> TVILFM:
-    """Builds the method from `config.model`; raises ConfigError for settings or data that do not go together.
-
-    stage: base or lfm; sff: subtract what the infrared caption says; mjl: supervise all five kinds of features;
-    frozen_bn: in stage lfm, "train" normalises over the batch and lets statistics drift, "eval" keeps them;
-    stem_relu: the ReLU that ResNet's stem has and the published model's lacks; image, text: sizes of the towers.
-    """
+def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> TVILFM:
+    """Builds the method; raises ConfigError for fields that contradict each other or do not fit the data."""
     if set(spec.modalities) != set(MODALITIES):
-        raise ConfigError(f"data.modalities={tuple(spec.modalities)}: tvi_lfm takes rgb and ir")
+        raise ConfigError(f"config.data.modalities={tuple(spec.modalities)}: tvi_lfm needs rgb and ir")
     check_choices(
-        ("stage", stage, STAGES), ("frozen_bn", frozen_bn, STATISTICS), ("dtype", dtype, ("float32", "bfloat16"))
+        ("stage", config.stage, STAGES),
+        ("frozen_bn", config.frozen_bn, STATISTICS),
+        ("dtype", config.dtype, towers.DTYPES),
     )
-    check_heads(text=text)
-    if stage == "lfm" and not set(MODALITIES) <= set(spec.text):
+    if len(config.image.blocks) != LAYERS:
+        raise ConfigError(f"config.model.image.blocks={config.image.blocks}: a ResNet has {LAYERS} layers")
+    if config.stage == "lfm" and not set(MODALITIES) <= set(spec.text):
         raise ConfigError(
-            "stage lfm learns from captions of visible and infrared pictures; "
+            "stage lfm is trained with captions of visible and infrared pictures; "
             "set data.text.tokenizer, and data.options.captioner to captions that the data have"
         )
-    check_reader(text, "captions that need", vocab=spec.vocab, context=spec.text_length)
-    common = dict(dtype=jnp.dtype(dtype), remat=remat)
-    tower = ResNet(**image, stems=MODALITIES, stem_relu=stem_relu, **common)
+    towers.check_reader(config.text, "the captions of the data", vocab=spec.vocab, context=spec.text_length)
+    common = dict(dtype=jnp.dtype(config.dtype), remat=config.remat)
+    image = ResNet(**dataclasses.asdict(config.image), stems=MODALITIES, stem_relu=config.stem_relu, **common)
     return TVILFM(
-        image=tower,
+        image=image,
         pool=GeM(),
         head=Head(len(spec.pids), neck_bias=True),
-        text=TextTower(**text, dim=32 * tower.width, **common),
-        stage=stage,
-        sff=sff,
-        mjl=mjl,
-        frozen_bn=frozen_bn,
+        text=towers.text_tower(config.text, dim=image.dim, dtype=config.dtype, remat=config.remat),
+        stage=config.stage,
+        sff=config.sff,
+        mjl=config.mjl,
+        frozen_bn=config.frozen_bn,
     )

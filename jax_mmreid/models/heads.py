@@ -1,4 +1,6 @@
-"""What stands between a tower and its losses: GeM pooling, the BN neck and a linear classifier (Luo et al., 2019)."""
+"""The layers between a tower and its losses: GeM pooling, the BN neck and a linear classifier (Luo et al., 2019)."""
+
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -17,7 +19,7 @@ class GeM(nn.Module):
     def __call__(self, x: Array) -> Array:
         p = self.param("p", nn.initializers.constant(3.0), (1,))
         x = jnp.maximum(x.astype(jnp.float32), self.floor)
-        # Relative to the largest value, which changes nothing but that no power leaves the range of float32.
+        # Divided by the largest value first: the same result, and no power leaves the range of float32.
         top = jax.lax.stop_gradient(x.max((1, 2), keepdims=True))
         return jnp.power(jnp.power(x / top, p).mean((1, 2)), 1.0 / p) * top[:, 0, 0]
 
@@ -38,3 +40,13 @@ class Head(nn.Module):
     def bn_features(self, feats: Array, where: Array | None = None, *, train: bool = False) -> Array:
         """The neck's output alone, before the classifier: [B,D]."""
         return self.neck(feats, where, train=train)
+
+
+def init_heads(head: Head, rng: Array, widths: Mapping[str, int]) -> tuple[dict, dict]:
+    """Initial parameters and statistics {name: ...} of a head for each feature of `widths` {name: D}."""
+    params, stats = {}, {}
+    for i, (name, width) in enumerate(widths.items()):
+        key = jax.random.fold_in(rng, i)
+        variables = head.init(key, jnp.zeros((1, width)), jnp.ones(1, bool), train=False)
+        params[name], stats[name] = variables["params"], variables["batch_stats"]
+    return params, stats

@@ -1,7 +1,7 @@
 """The language side of L-dMMC (Miss-ReID, Section 3.4): from a structure vector to f~, a text feature per modality.
 
-An inversion network makes a pseudo-word of the structure vector; it stands in a sentence beside prompts of the
-modality, and the frozen text tower reads the sentence (Eq. 8-9).
+An inversion network maps the structure vector to a pseudo-word (Eq. 8). A sentence with this word and the prompts of a
+modality goes through the frozen text tower, whose output is the text feature of that modality (Eq. 9).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jax_mmreid.models.clip import TextTower
 
 
 class Template(NamedTuple):
-    """A sentence as token ids with gaps; the places of the pseudo-word, the first prompt token and <EOT>."""
+    """A sentence as token ids with gaps, and the positions of the pseudo-word, the first prompt token and <EOT>."""
 
     ids: tuple[int, ...]
     word: int
@@ -47,9 +47,9 @@ def template(
 ) -> Template:
     """The sentence of the paper's Section 3.4, "An image of a [X] person, who shows the [X..X] attributes.", as ids.
 
-    `tokenise` is that of the text tower's vocabulary (`Data.tokenize`), by default CLIP's. Padded with 0 to `length` if
-    that is longer: attention is causal and <EOT> is read, so padding costs time and changes nothing. `kind` is one of
-    TEMPLATES.
+    `kind` is one of TEMPLATES; `tokenize` is that of the text tower's vocabulary (`Data.tokenize`), by default CLIP's.
+    Padded with 0 to `length` if that is longer: attention is causal and the feature is that of <EOT>, so padding
+    changes nothing but the time it takes.
     """
     pieces = (*SENTENCES[kind], "x")
     if tokenize is None:
@@ -58,7 +58,7 @@ def template(
         rows = [row[: row.argmax() + 1].tolist() for row in tokenize(pieces)]
     start, end = rows[0][0], rows[0][-1]
     head, middle, tail, dot, gap = (row[1:-1] for row in rows)
-    gap = gap[:1]  # whatever stands there, its embedding is replaced
+    gap = gap[:1]  # any id will do, since `inject` replaces its embedding
     ids = (start, *head, *gap, *middle, *gap * prompts, *tail, *dot * period, end)
     word = 1 + len(head)
     padding = (0,) * (length - len(ids))
@@ -73,6 +73,14 @@ def inject(embedded: Array, words: Array, prompts: Array, where: Template) -> Ar
     rows, dim = words.shape
     sentence = embedded.at[where.prompt : where.prompt + len(prompts)].set(prompts)
     return jnp.broadcast_to(sentence, (rows, *sentence.shape)).at[:, where.word].set(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionFields:
+    """`config.model.inversion`; see `Inversion`."""
+
+    hidden: int
+    drop: float
 
 
 class Inversion(nn.Module):

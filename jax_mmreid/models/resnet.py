@@ -1,7 +1,7 @@
 """A ResNet (He et al., 2016) with a stem for each modality and a trunk that all share, as in TVI-LFM.
 
-The v1.5 bottleneck, which strides in its 3x3. Every convolution pads alike on both sides; 'SAME' would not where it
-strides. Convolutions run in `dtype`; parameters and batch statistics are float32.
+The v1.5 bottleneck, whose stride is in the 3x3 convolution. Padding is the same on both sides, which 'SAME' is not with
+a stride of 2. Convolutions run in `dtype`; parameters and batch statistics are float32.
 """
 
 import functools
@@ -12,9 +12,11 @@ from jax import Array
 
 from jax_mmreid.models.norm import BatchNorm
 
+LAYERS = 4  # each a number of bottlenecks
+
 
 def conv(features: int, size: int, stride: int = 1, *, dtype: jnp.dtype, name: str) -> nn.Conv:
-    """A convolution without bias that keeps the size of the map, but for its stride. He normal, by fan-out."""
+    """A convolution without bias, padded so that only the stride changes the size; He normal by fan-out."""
     return nn.Conv(
         features, (size, size), (stride, stride), padding=size // 2, use_bias=False,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"), dtype=dtype, name=name,
@@ -22,7 +24,7 @@ def conv(features: int, size: int, stride: int = 1, *, dtype: jnp.dtype, name: s
 
 
 class Stem(nn.Module):
-    """Convolution, BatchNorm, ReLU if asked for, and max-pooling: images [B,H,W,3] -> [B,H/4,W/4,width]."""
+    """Convolution, BatchNorm, ReLU if `relu`, and max-pooling: images [B,H,W,3] -> [B,H/4,W/4,width]."""
 
     width: int = 64
     relu: bool = False
@@ -34,7 +36,7 @@ class Stem(nn.Module):
         x = BatchNorm(use_bias=True, name="bn")(x, train=train)
         if self.relu:
             x = nn.relu(x)
-        # Pads with -inf: without the ReLU values are negative, and a border of zeros would win.
+        # max_pool pads with -inf. Zeros would be larger than the negative values that there are without the ReLU.
         return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
@@ -62,12 +64,12 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """The tower without pooling: images of each modality {name: [B,H,W,3]} -> [rows of all, H/16, W/16, D] float32.
 
-    ResNet-50 by default. `blocks` counts the bottlenecks of the four layers and `width` is the stem's and the first
-    bottleneck's; it doubles with every layer, so that D is 32 * width, 2048 for ResNet-50. Rows come in the order of
-    `stems`, and all of them share the trunk's batch statistics. A modality that is not in `images` is left out;
-    initialisation needs all of them. TVI-LFM's stems have no ReLU. With `last_stride` 2 the map is the classifier's,
-    H/32. `remat` recomputes a bottleneck's inside in the backward pass instead of keeping it. Raises ValueError for
-    images without a stem, and for `blocks` of another number of layers.
+    ResNet-50 by default. `blocks` are the numbers of bottlenecks in the four layers. `width` is that of the stem and of
+    the first bottleneck; it doubles with every layer, so D is 32 * width, 2048 for ResNet-50. Rows come in the order of
+    `stems`, and all of them share the trunk's batch statistics. A modality that is not in `images` is left out, except
+    at initialisation, which needs all. TVI-LFM's stems have no ReLU. With `last_stride` 2 the map is H/32, as for
+    classification. `remat` recomputes a bottleneck in the backward pass instead of keeping its activations. Raises
+    ValueError for images without a stem, and for `blocks` of another number of layers.
     """
 
     stems: tuple[str, ...] = ("rgb", "ir")
@@ -78,11 +80,16 @@ class ResNet(nn.Module):
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
+    @property
+    def dim(self) -> int:
+        """Channels of the map, D."""
+        return 4 * self.width * 2 ** (LAYERS - 1)
+
     @nn.compact
     def __call__(self, images: dict[str, Array], *, train: bool) -> Array:
         names = [name for name in self.stems if name in images]  # not the dict's order: jit sorts its keys
-        complete = len(names) == len(self.stems) or not self.is_initializing()
-        if not names or len(names) < len(images) or not complete:
+        enough = len(names) == len(self.stems) or not self.is_initializing()
+        if not names or len(names) < len(images) or not enough:
             raise ValueError(
                 f"images of {sorted(images)}; the stems are for {list(self.stems)}, initialisation needs all"
             )

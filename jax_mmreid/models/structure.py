@@ -1,5 +1,7 @@
 """M-iOSM: learnable queries read one structure vector per picture from patch tokens (Miss-ReID, Eq. 5-7)."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,19 @@ from jax import Array
 from jax_mmreid.models.clip import LayerNorm
 
 
+@dataclasses.dataclass(frozen=True)
+class StructureFields:
+    """`config.model.structure`; all but `tokens` are the fields of `StructureQueries`."""
+
+    queries: int
+    width: int
+    heads: int
+    out_proj: bool
+    tokens: str  # what the queries read: patch tokens before ("pre_proj") or after ("proj") the tower's projection
+
+
 class StructureQueries(nn.Module):
-    """One cross-attention layer whose queries are shared by all pictures and modalities.
+    """One cross-attention layer; its queries are shared by all pictures and modalities.
 
     Q_h = LN(Q) Wq_h, K_h = LN(F) Wk_h, V_h = LN(F) Wv_h; heads concatenated; no residual, no feed-forward part
     (Eq. 5-6). tokens [B,N,D] -> structure [B,width], the mean over queries, and attention [B,queries,heads,N].

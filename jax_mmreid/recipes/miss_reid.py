@@ -107,7 +107,7 @@ def miss_reid(
     splits: str = "test",
     junk: str = "same_camera",
     incomplete: str = "error",
-    completions: Sequence[str] = ("zero",),
+    imputations: Sequence[str] = ("zero",),
     pairs: bool = False,
     rerank: bool = False,
 ) -> ConfigDict:
@@ -115,7 +115,7 @@ def miss_reid(
 
     `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `modalities` those that
     are used at all, `preset` names the widths, `tower` the CLIP; `splits`, `junk`, `incomplete` and `pairs` are those
-    of `missing_evals`. `completions`: how the settings are scored beside with text features, where there are any:
+    of `missing_evals`. `imputations`: how the settings are scored beside with text features, where there are any:
     "zero" puts blocks of zeros in their place, "alone" leaves nothing but them. `rerank` scores them re-ranked too.
     Raises ConfigError for a row, preset, tower, modality or rate that does not exist.
     """
@@ -159,10 +159,10 @@ def miss_reid(
         (r"memory/(proto|sums)$", (None, None, "model")),
     )
     config.evals.update(missing_evals(names, splits, junk, incomplete=incomplete, pairs=pairs))
-    for completion in completions if ldmmc else ():
-        changed = {"completion": completion}
+    for imputation in imputations if ldmmc else ():
+        changed = {"imputation": imputation}
         config.evals.update(
-            missing_evals(names, splits, junk, completion, options=changed, incomplete=incomplete, pairs=pairs)
+            missing_evals(names, splits, junk, imputation, options=changed, incomplete=incomplete, pairs=pairs)
         )
     if rerank:
         config.evals.update(missing_evals(names, splits, junk, "reranked", incomplete=incomplete, rerank=RERANK))

@@ -45,7 +45,7 @@ BASE_GROUPS = (
     (r"head/.*", "head"),
 )
 LFM_GROUPS = (
-    (r"(image|backup)/.*|logit_scale", "frozen"),
+    (r"(image|base)/.*|logit_scale", "frozen"),
     (r"text/block_.*bias", "text_bias"),
     (r"text/block_.*", "text"),
     (r"text/.*", "embedding"),  # the published code trains it, with ln_final and the projection, at the visual rate
@@ -124,12 +124,12 @@ def tvi_lfm_published(table: dict, *, stage: str, row: str, epochs: int) -> dict
 def cross_modal_evals(group: str, shared: dict, *, stage: str, ensemble: bool) -> dict[str, dict]:
     """Rows for `config.evals`: infrared queries, and in stage "lfm" text, fusion and, with `ensemble`, mer.
 
-    "ir_backup" is the infrared query with the pool and neck of stage "base". `shared` is a row without what differs
+    "ir_base" is the infrared query with the pool and neck of stage "base". `shared` is a row without what differs
     between these: {"query", "gallery", "junk", ...}, whose query is given by what it uses.
     """
     kinds = {"ir": (("ir",), {})}
     if stage == "lfm":
-        kinds = {"ir_backup": (("ir",), {"neck": "backup"}), "ir": (("ir",), {}), "text": (("text",), {})}
+        kinds = {"ir_base": (("ir",), {"neck": "base"}), "ir": (("ir",), {}), "text": (("text",), {})}
         kinds["fusion"] = (("ir", "text"), {})
         if ensemble:
             kinds["mer"] = (("ir", "text"), {"ensemble": True})

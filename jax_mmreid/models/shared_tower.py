@@ -1,0 +1,80 @@
+"""One CLIP image tower for the pictures of all modalities, with an embedding for every training camera.
+
+This is where a missing picture is blanked, for every method that has one tower for all modalities.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jax_mmreid.batch import Batch
+from jax_mmreid.models.clip import ImageTower
+from jax_mmreid.ops import masked
+
+
+class Pictures(NamedTuple):
+    """What the tower makes of the pictures of M modalities."""
+
+    present: Array  # [B,M] bool
+    patches: Array  # [B,M,N,S] patch tokens, projected (S = dim) if the tower projects all tokens, else S = width
+    feats: Array  # [B,M,D] projected class tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedTower:
+    """A tower and the modalities that share it; its parameters are those of `image`."""
+
+    modalities: tuple[str, ...]
+    image: ImageTower
+    cameras: tuple[int, ...] = ()  # the numbers of the training cameras; () for no camera embedding
+
+    def init(self, rng: Array, images: Array, camid: Array) -> tuple[dict, Array]:
+        """Initial parameters for images [B,H,W,3], and tokens [B,1+N,S] shaped as those of `Pictures.patches`."""
+        (tokens, projected), variables = self.image.init_with_output(rng, images, self._camera(camid))
+        return variables["params"], self._tokens(tokens, projected)
+
+    def forward(self, params: Any, batch: Batch, names: Sequence[str]) -> Pictures:
+        """The pictures of these modalities, in one pass; pixels of missing pictures are never read."""
+        present = jnp.stack([batch["present"][m] for m in names], axis=1)
+        images = jnp.stack([masked.blank(batch["images"][m], batch["present"][m]) for m in names], axis=1)
+        rows, count = present.shape
+        camera = self._camera(batch["camid"])
+        if camera is not None:
+            camera = jnp.repeat(camera, count, axis=0)
+        # [B,M] merges to [B*M] with B outermost, so a batch sharded over devices stays where it is.
+        tokens, projected = self.image.apply({"params": params}, images.reshape(-1, *images.shape[2:]), camera)
+        patches = self._tokens(tokens, projected)[:, 1:]
+        feats = projected[:, 0].reshape(rows, count, -1)
+        return Pictures(present, patches.reshape(rows, count, *patches.shape[1:]), feats)
+
+    def forward_all(self, params: Any, batch: Batch) -> Pictures:
+        """The pictures of every modality; one that the batch has no key of is not computed, its values are zeros."""
+        names = [m for m in self.modalities if m in batch["images"]]
+        found = self.forward(params, batch, names)
+        if len(names) == len(self.modalities):
+            return found
+        columns = jnp.array([self.modalities.index(m) for m in names])
+
+        def scatter(x: Array) -> Array:
+            full = (len(x), len(self.modalities), *x.shape[2:])
+            return jnp.zeros(full, x.dtype).at[:, columns].set(x)
+
+        return Pictures(*map(scatter, found))
+
+    def blank_feats(self, params: Any, batch: Batch) -> Array:
+        """The feature [B,D] of a picture of zeros, mid-grey before normalisation, at the camera of each row."""
+        zeros = jnp.zeros_like(next(iter(batch["images"].values())))
+        _, projected = self.image.apply({"params": params}, zeros, self._camera(batch["camid"]))
+        return projected[:, 0]
+
+    def _tokens(self, tokens: Array, projected: Array) -> Array:
+        return projected if self.image.project_all else tokens
+
+    def _camera(self, camid: Array) -> Array | None:
+        """Camera numbers [B] as one-hot rows [B,C]; the row of a camera that was not in training is zero."""
+        if not self.cameras:
+            return None
+        return (camid[:, None] == jnp.array(self.cameras)).astype(jnp.float32)
