@@ -79,7 +79,7 @@ def test_a_vocabulary_that_is_not_there_yet_is_named(tmp_path):
     config = load_config("quickstart", "init=clip")
     config.data.text.tokenizer = f"{tmp_path}/a/b/c/tokenizer"
     data = described(config)
-    with pytest.raises(ConfigError, match="data.text.tokenizer='.*/a/b/c/tokenizer' is no folder and no Hub id"):
+    with pytest.raises(ConfigError, match="data.text.tokenizer='.*/a/b/c/tokenizer': neither a folder nor a Hub id"):
         experiment.build(config, data.spec, data.tokenize, devices=jax.devices()[:1])
     config = load_config("quickstart", "init=clip,row=D")
     experiment.build(config, described(config).spec, devices=jax.devices()[:1])
