@@ -32,7 +32,7 @@ from jax_mmreid.batch import DataSpec
 from jax_mmreid.config import ConfigDict, config_hash, evals_hash, from_json, require_same
 from jax_mmreid.cost import traced
 from jax_mmreid.errors import ConfigError
-from jax_mmreid.evaluators.encoder import PARTS
+from jax_mmreid.evaluators.encoder import rows_at_once
 from jax_mmreid.inference import TrainedModel
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,9 @@ def watch(config: ConfigDict, workdir: str | Path) -> Iterator[dict]:
 
 def plan(config: ConfigDict) -> str:
     """What a config costs, as a table of parameters and multiply-adds; no weight is made and no picture read."""
-    described = describe(DataConfig.from_dict(config.data.to_dict()))
-    return traced.markdown(config, described, traced.plan(config, described))
+    data = describe(DataConfig.from_dict(config.data.to_dict()))
+    parts = traced.plan(config, data.spec, data.tokenize)
+    return traced.markdown(config, data.spec, data.num_rows("train"), parts)
 
 
 def load_model(
@@ -129,7 +130,7 @@ def load_model(
         method=exp.phase(max(loaded.step - 1, 0)).method,
         variables=jax.device_put(loaded.variables, sharding.replicated(exp.mesh)),
         mesh=exp.mesh,
-        part_rows=part_rows or max(1, config.data.eval_batch_size // PARTS),
+        part_rows=part_rows or rows_at_once(config.data.eval_batch_size, devices=1),
         read_image=functools.partial(_read_image, spec),
         tokenize=tokenize,
     )

@@ -20,7 +20,6 @@ from jax_mmreid.config import (
     find,
     flat,
     from_json,
-    missing_evals,
     parse_arg,
     parse_eta,
     take_arg,
@@ -28,6 +27,7 @@ from jax_mmreid.config import (
 )
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.miss_reid import MISS_REID_ROWS
+from jax_mmreid.recipes.missing_settings import labels, missing_evals
 from jax_mmreid.state import merge
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -131,7 +131,7 @@ def test_rates_that_cannot_be_are_refused(text, message):
         parse_eta(text)
 
 
-def test_rows_of_three_modalities_are_those_of_the_poster():
+def test_rows_of_three_modalities_are_those_of_the_published_table():
     rows = missing_evals(("rgb", "nir", "tir"), "test", "same_camera")
     assert list(rows) == ["full", "no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt", "mean_missing"]
     assert {name: row["query"]["use"] for name, row in rows.items() if "query" in row} == {
@@ -143,7 +143,9 @@ def test_rows_of_three_modalities_are_those_of_the_poster():
         "no_rt": ("nir",),
         "no_nt": ("rgb",),
     }
-    assert rows["mean_missing"] == {"mean_of": ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")}
+    assert rows["mean_missing"]["mean_of"] == ("no_r", "no_n", "no_t", "no_rn", "no_rt", "no_nt")
+    assert [(row["group"], row["setting"]) for row in rows.values()] == [("", name) for name in rows]
+    assert list(labels(("rgb", "nir", "tir")).values()) == ["RNT", "-R", "-N", "-T", "-RN", "-RT", "-NT", "Mean"]
     for row in list(rows.values())[:-1]:
         assert row["query"] == row["gallery"] and row["query"]["split"] == "test" and row["junk"] == "same_camera"
 
@@ -155,11 +157,11 @@ def test_rows_of_two_modalities_and_of_one():
     assert list(missing_evals(("rgb",), "test", "same_camera")) == ["full"]
 
 
-def test_a_prefix_names_rows_with_options_of_their_own():
-    rows = missing_evals(("rgb", "ir"), "test", "same_camera", "zero/", {"completion": "zero"})
+def test_a_group_has_rows_with_options_of_their_own():
+    rows = missing_evals(("rgb", "ir"), "test", "same_camera", "zero", options={"imputation": "zero"})
     assert list(rows) == ["zero/full", "zero/no_r", "zero/no_i", "zero/mean_missing"]
-    assert rows["zero/no_i"]["options"] == {"completion": "zero"}
-    assert rows["zero/mean_missing"] == {"mean_of": ("zero/no_r", "zero/no_i")}
+    assert rows["zero/no_i"]["options"] == {"imputation": "zero"}
+    assert rows["zero/mean_missing"] == dict(group="zero", setting="mean_missing", mean_of=("zero/no_r", "zero/no_i"))
 
 
 def test_a_name_that_no_module_has_is_answered_with_those_that_exist():

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import ModuleType
 
 import jax
 import numpy as np
@@ -13,8 +12,8 @@ from jax_mmreid import evaluate, train
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import config_hash
 from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators import Evaluator, runner
 from jax_mmreid.evaluators import encoder as encoding
-from jax_mmreid.evaluators import runner
 from jax_mmreid.experiment import model_spec
 from jax_mmreid.metrics import ranking, rerank
 from jax_mmreid.report import tables
@@ -91,13 +90,13 @@ def test_the_full_row_needs_no_text(tiny):
 def test_every_picture_is_encoded_once_whatever_the_number_of_rows(tiny, monkeypatch):
     config, exp, data, state, expected = tiny
     seen = []
-    original = encoding._encode
+    original = encoding.encode
 
     def counting(variables, batch, **settings):
         seen.extend(np.asarray(batch["index"])[np.asarray(batch["valid"])].tolist())
         return original(variables, batch, **settings)
 
-    monkeypatch.setattr(encoding, "_encode", counting)
+    monkeypatch.setattr(encoding, "encode", counting)
     results = run_rows_of(config, exp, state.variables, data)
     assert seen == list(range(data.num_rows("test"))) and len(results) == 16
     assert results == expected
@@ -136,22 +135,27 @@ def test_a_picture_without_any_modality_of_a_row_is_named(drawn, tmp_path):
         runner.check(config.evals.to_dict(), open_tiny(config))
 
 
-def run_rows(rows, monkeypatch, **kinds):
-    """Results of `rows` where each kind of evaluator is a dict of results."""
-    found = {kind: ModuleType(kind) for kind in kinds}
-    for kind, results in kinds.items():
-        found[kind].uses = lambda row: [("test", ("rgb",))]
-        found[kind].run = lambda mine, _, results=results: {name: results[name] for name in mine}
-    monkeypatch.setattr(runner, "find", lambda package, kind: found[kind])
-    return runner.run(rows, None, {}, None, None, mean=0.5, std=0.5)
+class Fixed(Evaluator):
+    """An evaluator whose result stands in its row."""
+
+    def uses(self):
+        return [("test", ("rgb",))]
+
+    def run(self, encoder):
+        return self.row["result"]
 
 
 def test_rows_go_to_the_evaluator_of_their_kind_and_come_back_in_order(monkeypatch):
     a, b, c = ({"mAP": x, "protocol": "p", "feature": "f"} for x in (0.25, 0.5, 1.0))
-    rows = {"mean": {"mean_of": ("x", "z")}, "z": {"kind": "other"}, "x": {}, "y": {"kind": "other"}}
-    results = run_rows(rows, monkeypatch, retrieval={"x": a}, other={"y": b, "z": c})
+    found = {"retrieval": type("A", (Fixed,), {}), "other": type("B", (Fixed,), {})}
+    monkeypatch.setattr(runner, "find", found.get)
+    other = {"kind": "other", "group": "g", "setting": "s"}
+    rows = {"mean": {"mean_of": ("z", "y")}, "z": other | {"result": c}, "x": {"result": a}, "y": other | {"result": b}}
+    results = runner.run(rows, None, {}, None, None, mean=0.5, std=0.5)
     assert list(results) == ["mean", "z", "x", "y"]
-    assert [results[name]["mAP"] for name in results] == [0.625, 1.0, 0.25, 0.5]
+    assert [results[name]["mAP"] for name in results] == [0.75, 1.0, 0.25, 0.5]
+    assert [results[name]["kind"] for name in results] == ["other", "other", "retrieval", "other"]
+    assert results["z"]["group"] == "g" and results["z"]["setting"] == "s" and "group" not in results["x"]
     assert results["mean"]["feature"] == "mean of 2 rows" and results["mean"]["protocol"] == "p"
 
 

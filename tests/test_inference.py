@@ -32,7 +32,7 @@ def write_run(config, workdir):
     def vectors(split, use):
         method, spec = exp.phases[-1].method, exp.spec
         encoder = Encoder(method, state.variables, data, exp.mesh, mean=spec.mean, std=spec.std, uses=[(split, use)])
-        return np.asarray(encoder.vectors(split, use, {}))
+        return encoder.fetch(encoder.vectors(split, use, {}))
 
     return data, vectors
 
