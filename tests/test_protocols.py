@@ -5,6 +5,8 @@ The method here is a few sums, so that every number can be computed again with a
 
 import dataclasses
 from collections import Counter
+from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,10 @@ import pytest
 from input_pipeline.records import Records
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators import encoder as encoding
-from jax_mmreid.evaluators import retrieval
-from jax_mmreid.evaluators.encoder import Encoder
-from jax_mmreid.metrics import galleries, ranking
+from jax_mmreid.evaluators import retrieval, runner
+from jax_mmreid.methods import Method
+from jax_mmreid.metrics import galleries, protocols, ranking
+from jax_mmreid.ops import masked
 from jax_mmreid.sharding import make_mesh
 
 PEOPLE = (3, 5, 8, 11, 20)
@@ -25,26 +28,24 @@ BATCH = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Sums:
+class Sums(Method):
     """Vectors are sums of pixels and tokens times `scale` of what a row has and a side uses, of unit length."""
 
     scale: float = 0.0
+    options: ClassVar = {"scale": (0.0, 2.0)}
+    init = loss = None  # nothing is trained
 
     def encode(self, variables, batch):
         pixels = {name: x.reshape(len(x), -1) for name, x in batch["images"].items()}
         text = {"text": batch["text"]["rgb"] @ variables["params"]["words"]} if "text" in batch else {}
         return pixels | text | {"present": batch["present"]}
 
-    def imputer(self, use):
-        return None
-
     def embed(self, variables, features, use):
         if use == ("text", "ir"):
-            raise ValueError("sums: cannot read text before a picture")
+            raise ConfigError("sums: cannot read text before a picture")
         one = {"text": 0.3 + self.scale}
         parts = [one.get(name, 1.0) * features[name] * features["present"][name][:, None] for name in use]
-        total = sum(parts)
-        return total / jnp.linalg.norm(total, axis=1, keepdims=True)
+        return masked.unit(sum(parts))
 
 
 class MadeUp:
@@ -53,9 +54,9 @@ class MadeUp:
     Cameras do not ascend in the gallery, so that what is drawn from it is in another order than its rows.
     """
 
-    modalities = ("rgb", "ir")
+    spec = SimpleNamespace(modalities=("rgb", "ir"))
 
-    def __init__(self, told=None):
+    def __init__(self, captioned=None):
         rng = np.random.default_rng(0)
         center = {pid: rng.normal(0, 1, H * W * 3) for pid in PEOPLE}
         self.tables, self.pixels, self.read = {}, {}, Counter()
@@ -66,19 +67,26 @@ class MadeUp:
             x = np.stack([center[p] for p in pid]) + rng.normal(0, 1.5, (len(pid), H * W * 3))
             self.pixels[split] = np.clip(127 + 40 * x, 0, 255).astype(np.uint8).reshape(-1, H, W, 3)
         self.tokens = rng.integers(0, 50, (self.num_rows("query"), L)).astype(np.int32)
-        self.told = np.ones(len(self.tokens), bool) if told is None else told
+        self.tokens[:, -1] = 99  # the end of a caption
+        self.captioned = np.ones(len(self.tokens), bool) if captioned is None else captioned
+        self.tokens[~self.captioned, :2] = 98, 99  # the end follows the start
 
     def num_rows(self, name):
         if name not in self.tables:
-            raise ValueError(f"data: no split {name!r}; there are query, gallery")
+            raise ConfigError(f"data: no split {name!r}; there are query, gallery")
         return len(self.tables[name])
 
     def present(self, name):
         some, none = (f(self.num_rows(name), bool) for f in (np.ones, np.zeros))
-        return {"ir": some, "rgb": none, "text": self.told} if name == "query" else {"ir": none, "rgb": some}
+        if name == "query":
+            return {"ir": some, "rgb": none, "text/rgb": self.captioned, "text": self.captioned}
+        return {"ir": none, "rgb": some}
+
+    def columns(self, name):
+        return {key: getattr(self.tables[name], key) for key in ("pid", "camid", "view")}
 
     def draw(self, name, **options):
-        return galleries.draw(self.tables[name], **options)
+        return galleries.draw(self.columns(name), **options)
 
     def split(self, name):
         """Batches with the keys that the split has: no visible pictures in queries, no captions in galleries."""
@@ -87,7 +95,7 @@ class MadeUp:
             self.read[name] += 1
             rows = np.minimum(np.arange(start, start + BATCH), len(table) - 1)
             valid = np.arange(start, start + BATCH) < len(table)
-            kept = {m: x[rows] for m, x in self.present(name).items() if m in (mine, "text")}
+            kept = {m: x[rows] for m, x in self.present(name).items() if m == mine or m.startswith("text")}
             batch = {"images": {mine: self.pixels[name][rows]}, "present": kept, "valid": valid}
             batch |= dict(index=rows.astype(np.int32), pid=table.pid[rows], camid=table.camid[rows])
             batch |= {"view": table.view[rows]}
@@ -100,32 +108,31 @@ def row(use=("ir", "text"), cameras=(1, 2, 4, 5), shots=1, **more):
     if cameras:
         gallery |= dict(draw=dict(cameras=cameras, shots=shots))
     trials = {"trials": 10} if cameras else {}
-    return (
-        dict(query=dict(split="query", use=use), gallery=gallery, junk="sysu_cameras", cmc="identity") | trials | more
-    )
+    query = dict(split="query", use=use)
+    return dict(query=query, gallery=gallery, junk="sysu_cameras", cmc="identity") | trials | more
 
 
 VARIABLES = {"params": {"words": np.random.default_rng(1).normal(0, 0.01, (L, H * W * 3)).astype(np.float32)}}
 
 
-def run(data, **rows):
-    for name, one in rows.items():
-        retrieval.check(name, one, data)
-    mesh = make_mesh(data=1, model=1, devices=jax.devices()[:1])
-    placed = jax.device_put(VARIABLES)
-    uses = [use for one in rows.values() for use in retrieval.uses(one)]
-    return retrieval.run(rows, Encoder(Sums(), placed, data, mesh, mean=0.5, std=0.5, uses=uses))
+def run(data, method=None, variables=VARIABLES, devices=1, **rows):
+    """Results of checked rows, without any transfer that is not asked for."""
+    runner.check(rows, data)
+    mesh = make_mesh(data=devices, model=1, devices=jax.devices()[:devices])
+    placed = jax.device_put(variables, jax.NamedSharding(mesh, jax.P()))
+    with jax.transfer_guard("disallow"):
+        return runner.run(rows, method or Sums(), placed, data, mesh, mean=0.5, std=0.5)
 
 
 def loop(data, use, drawn, *, scale=0.0, identity=True):
-    """The numbers of one gallery by the definitions, one query at a time, over queries that are told."""
+    """The numbers of one gallery by the definitions, one query at a time, over queries with captions."""
     weight = {"ir": 1.0, "text": 0.3 + scale}
     pixels = {name: (x / 255 - 0.5).reshape(len(x), -1) / 0.5 for name, x in data.pixels.items()}
     parts = {"ir": pixels["query"], "text": data.tokens @ VARIABLES["params"]["words"]}
     query, gallery = sum(weight[name] * parts[name] for name in use), pixels["gallery"][drawn]
     query, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery))
     pid, camid = data.tables["gallery"].pid[drawn], data.tables["gallery"].camid[drawn]
-    aps, inps, firsts, own, strangers = [], [], [], [], []
+    aps, inps, firsts, own, negatives = [], [], [], [], []
     for vector, p, c in zip(query, data.tables["query"].pid, data.tables["query"].camid):
         ranked = [g for g in np.argsort(-gallery @ vector) if not (c == 3 and camid[g] == 2)]
         hits = [r for r, g in enumerate(ranked, 1) if pid[g] == p]
@@ -135,10 +142,10 @@ def loop(data, use, drawn, *, scale=0.0, identity=True):
             ahead = [pid[g] for g in ranked[: hits[0] - 1]]
             firsts.append(1 + len(set(ahead) if identity else ahead))
             own += [gallery[g] @ vector for g in ranked if pid[g] == p]
-            strangers += [gallery[g] @ vector for g in ranked if pid[g] != p]
+            negatives += [gallery[g] @ vector for g in ranked if pid[g] != p]
     cmc = {f"rank{r}": np.mean([first <= r for first in firsts]) for r in (1, 5, 10, 20)}
-    strangers.sort(reverse=True)
-    tprs = {f"TPR@1e-{n}": np.mean([x > strangers[len(strangers) // 10**n] for x in own]) for n in (2, 3, 4)}
+    negatives.sort(reverse=True)
+    tprs = {f"TPR@1e-{n}": np.mean([x > negatives[len(negatives) // 10**n] for x in own]) for n in (2, 3, 4)}
     return {"mAP": np.mean(aps), "mINP": np.mean(inps), **cmc, **tprs}
 
 
@@ -194,7 +201,7 @@ def test_options_and_use_say_what_a_query_is_made_of():
     ]  # fmt: skip
 
 
-def test_the_protocol_says_what_was_drawn_and_how_ranks_count():
+def test_the_protocol_names_what_was_drawn_and_how_ranks_count():
     results = run(MadeUp(), a=row(), b=row(cameras=(1, 2), shots=3, trials=2, cmc="picture", junk="none"))
     assert results["a"]["protocol"] == (
         "query query, gallery gallery (cameras 1, 2, 4, 5; shots 1; mean of 10 trials), junk sysu_cameras, identity CMC"
@@ -207,7 +214,7 @@ def test_the_protocol_says_what_was_drawn_and_how_ranks_count():
 
 def test_ten_trials_of_many_rows_read_encode_and_embed_once(monkeypatch):
     calls = Counter()
-    for module, name in ((encoding, "_encode"), (encoding, "_embed")):
+    for module, name in ((encoding, "encode"), (encoding, "embed")):
         original = getattr(module, name)
 
         def counting(*args, name=name, original=original, **settings):
@@ -219,41 +226,45 @@ def test_ten_trials_of_many_rows_read_encode_and_embed_once(monkeypatch):
     run(data, a=row(), b=row(cameras=(1, 2)), c=row(shots=3), d=row(("ir",)))
     batches = {name: -(-data.num_rows(name) // BATCH) for name in ("query", "gallery")}
     assert data.read == batches and min(batches.values()) > 1
-    assert calls["_encode"] == sum(batches.values())
-    assert calls["_embed"] == 2 * batches["query"] + batches["gallery"]  # two kinds of queries, one gallery
+    assert calls["encode"] == sum(batches.values())
+    assert calls["embed"] == 2 * batches["query"] + batches["gallery"]  # two kinds of queries, one gallery
 
 
-def told(*absent):
+def without_captions(*absent):
     """A `MadeUp` in which these queries have no caption."""
-    whole = MadeUp().told
-    whole[list(absent)] = False
-    return MadeUp(whole)
+    captioned = np.ones(MadeUp().num_rows("query"), bool)
+    captioned[list(absent)] = False
+    return MadeUp(captioned)
 
 
-def test_text_in_use_needs_text():
-    data = told(4, 7)
-    for use, lack in ((("text",), "has no text"), (("ir", "text"), "lacks text or a picture of ir")):
-        with pytest.raises(DataError, match=rf"evals.a: row 4 of split 'query' {lack} \(2 such rows\).*'skip'"):
-            retrieval.check("a", row(use), data)
-    retrieval.check("a", row(("ir",)), data)  # which needs none
+@pytest.mark.parametrize("caption", ["text", "text/rgb"])
+def test_captions_in_use_must_be_there(caption):
+    data = without_captions(4, 7)
+    for use, lack in (((caption,), ""), (("ir", caption), "a picture of ir or ")):
+        message = rf"evals.a: row 4 of split 'query' lacks {lack}a caption \({caption}\) \(2 such rows\).*'skip'"
+        with pytest.raises(DataError, match=message):
+            runner.check({"a": row(use)}, data)
+    runner.check({"a": row(("ir",))}, data)  # which needs none
 
 
-def test_of_pictures_one_is_enough_beside_the_text():
-    """Queries have no visible picture, as the batches say by having no key for it."""
-    present = dict(MadeUp(told(4).told).present("query"))
+def test_of_pictures_one_is_enough_beside_the_captions():
+    """Queries have no visible picture, as the batches show by having no key for it."""
+    present = dict(MadeUp(without_captions(4).captioned).present("query"))
     del present["rgb"]
-    complete = retrieval._complete(dict(use=("rgb", "ir", "text")), present)
-    assert np.flatnonzero(~complete).tolist() == [4]
-    assert not retrieval._complete(dict(use=("rgb", "text")), present).any()
-    assert retrieval._complete(dict(use=("rgb", "ir")), present).all()
+    assert np.flatnonzero(~retrieval.complete(("rgb", "ir", "text"), present)).tolist() == [4]
+    assert not retrieval.complete(("rgb", "text/rgb"), present).any()
+    assert retrieval.complete(("rgb", "ir"), present).all()
 
 
-def test_queries_without_text_can_be_skipped_and_are_counted():
-    data = told(4, 7)
+def test_queries_without_captions_can_be_skipped_and_are_counted():
+    data = without_captions(4, 7)
     result = run(data, a=row(incomplete="skip"))["a"]
     assert result["skipped"] == {"query": 2, "gallery": 0}
+    assert result["note"] == (
+        "leaves out 2 query rows and 0 gallery rows, which have no picture or no caption that it uses."
+    )
     drawn = [data.draw("gallery", cameras=(1, 2, 4, 5), shots=1, trial=i) for i in range(10)]
-    kept = np.flatnonzero(data.told)
+    kept = np.flatnonzero(data.captioned)
     data.pixels["query"], data.tokens = data.pixels["query"][kept], data.tokens[kept]
     data.tables["query"] = data.tables["query"].take(kept)
     assert_means(result, [loop(data, ("ir", "text"), rows) for rows in drawn])
@@ -265,7 +276,7 @@ def test_gallery_rows_are_skipped_after_the_draw():
     hidden = data.draw("gallery", cameras=(1, 2, 4, 5), shots=1, trial=0)[:3]
     complete = np.ones(data.num_rows("gallery"), bool)
     complete[hidden] = False
-    found = list(retrieval._galleries(retrieval.DEFAULTS | row(), complete, data))
+    found = list(retrieval._galleries(row(), complete, data.columns("gallery")))
     for trial, rows in enumerate(found):
         drawn = data.draw("gallery", cameras=(1, 2, 4, 5), shots=1, trial=trial)
         assert rows.tolist() == [x for x in drawn if x not in set(hidden)]
@@ -273,26 +284,52 @@ def test_gallery_rows_are_skipped_after_the_draw():
 
 
 def test_skipping_leaves_something():
-    with pytest.raises(DataError, match=r"evals.a: row 0 of split 'query' has no text") as error:
-        retrieval.check("a", row(("text",), incomplete="skip"), told(*range(MadeUp().num_rows("query"))))
+    with pytest.raises(DataError, match=r"evals.a: row 0 of split 'query' lacks a caption") as error:
+        data = without_captions(*range(MadeUp().num_rows("query")))
+        runner.check({"a": row(("text",), incomplete="skip")}, data)
     assert "set incomplete" not in str(error.value)
 
 
-class Untold(MadeUp):
+class Uncaptioned(MadeUp):
     """The same where nothing has captions."""
 
     def present(self, name):
-        return {m: x for m, x in super().present(name).items() if m != "text"}
+        return {m: x for m, x in super().present(name).items() if not m.startswith("text")}
 
 
-def test_text_of_a_split_without_captions_is_a_matter_of_the_config():
-    with pytest.raises(ConfigError, match=r"evals.all/mer uses text, of which split 'query' has none;") as error:
-        retrieval.check("all/mer", row(), Untold())
+def test_captions_that_a_split_does_not_have_are_a_matter_of_the_config():
+    message = "evals.all/mer: captions are used, and split 'query' has none;"
+    with pytest.raises(ConfigError, match=message) as error:
+        runner.check({"all/mer": row()}, Uncaptioned())
     for way_out in ("data.text.tokenizer", "data.options.captioner", "data.options.query_captions"):
         assert way_out in str(error.value)
+    with pytest.raises(ConfigError, match="evals.a: captions of ir are used, .*; it has captions of rgb; set"):
+        runner.check({"a": row(("ir", "text/rgb", "text/ir"))}, MadeUp())
     gallery = dict(split="gallery", use=("rgb", "text"))
-    with pytest.raises(ConfigError, match="of which split 'gallery' has none"):
-        retrieval.check("a", row() | dict(gallery=gallery, trials=1), MadeUp())
+    with pytest.raises(ConfigError, match="captions are used, and split 'gallery' has none"):
+        runner.check({"a": row() | dict(gallery=gallery, trials=1)}, MadeUp())
+
+
+def test_the_fields_of_a_named_protocol_are_those_of_its_rows():
+    gallery = dict(split="gallery", use=("rgb",))
+    fields = protocols.row("sysu_mm01", gallery)
+    assert dict(query=dict(split="query", use=("ir", "text"))) | fields == row()
+    few = protocols.row("sysu_mm01", gallery, search="indoor", shots=10)
+    assert few["gallery"] == gallery | dict(draw=dict(cameras=(1, 2), shots=10)) and few["trials"] == 10
+    assert protocols.row("msvr310", gallery) == dict(gallery=gallery, junk="same_view")
+    assert protocols.row("llcm", gallery)["gallery"]["draw"] == dict(cameras=(1, 2, 3, 4, 5, 6, 7, 8, 9), shots=1)
+    for arguments, message in (
+        (
+            dict(name="sysu"),
+            "no protocol named 'sysu'; there are rgbnt201, rgbnt100, market, msvr310",
+        ),
+        (dict(name="sysu_mm01", search="outdoor"), "search=outdoor: protocol sysu_mm01 has all or indoor"),
+        (dict(name="llcm", shots=10), "shots=10: protocol llcm has 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            protocols.row(gallery=gallery, **arguments)
+    with pytest.raises(ConfigError, match="protocol regdb draws no galleries"):
+        protocols.draw("regdb")
 
 
 def drawing(**draw):
@@ -302,22 +339,34 @@ def drawing(**draw):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drawing(cameras=(1, 2), shots=0), r"evals.a: galleries: cannot draw cameras=\(1, 2\), shots=0"),
-        (drawing(cameras=(7,), shots=1), r"evals.a: galleries: no picture of cameras \(7,\); the split has cameras"),
-        (drawing(cameras=(1,)), "evals.a.gallery.draw lacks the key 'shots'"),
-        (drawing(cameras=(1,), shots=1, mode="all"), "evals.a.gallery.draw has a key 'mode'; there are cameras, shots"),
+        (drawing(cameras=(1, 2), shots=0), r"evals.a: draw.shots=0: must lie in \[1, inf\)"),
+        (drawing(cameras=(7,), shots=1), r"evals.a: draw.cameras=\(7,\): the split has pictures by cameras 1, 2, 4, 5"),
+        (drawing(cameras=(1,)), "evals.a: gallery.draw lacks the key 'shots'"),
+        (
+            drawing(cameras=(1,), shots=1, mode="all"),
+            "gallery.draw has a key 'mode'; there are cameras, shots",
+        ),
         (dict(trials=0), "evals.a: trials=0, must be 1 or more"),
         (dict(gallery=dict(split="gallery", use=("rgb",))), "trials=10, .* more than 1 needs gallery.draw"),
-        (dict(query=dict(split="query", use=("ir",), draw={})), "evals.a.query has a key 'draw'; there are split, use"),
+        (
+            dict(query=dict(split="query", use=("ir",), draw={})),
+            "query has a key 'draw'; there are split, use",
+        ),
         (dict(cmc="image"), "evals.a: cmc='image', expected one of picture, identity"),
-        (dict(rank="identity"), "evals.a has a key 'rank'; there are query, gallery, junk, kind, trials, cmc"),
-        (dict(query=dict(split="query", use=("ir", "words"))), "data.modalities are .*, captions are 'text'"),
+        (
+            dict(rank="identity"),
+            "the row has a key 'rank'; there are query, gallery, junk, kind, group, setting, trials",
+        ),
+        (dict(query=dict(split="query", use=("ir", "words"))), "evals.a: use names 'words'; there are"),
+        (dict(query=dict(split="query", use=())), "evals.a: query.use is empty"),
+        (dict(query=dict(split="test", use=("ir",))), "evals.a: data: no split 'test'; there are query, gallery"),
+        (dict(rerank=dict(k1=0, k2=6, lam=0.3)), "evals.a: re-ranking: k1=0 and k2=6 must be at least 1"),
     ],
 )
 def test_a_row_that_cannot_be_measured_is_refused_at_once(change, message):
     data = MadeUp()
     with pytest.raises(ConfigError, match=message) as error:
-        retrieval.check("a", row() | change, data)
+        runner.check({"a": row() | change}, data)
     assert not data.read and "\n" not in str(error.value)
 
 
@@ -325,8 +374,8 @@ def test_what_the_method_cannot_do_is_named_with_the_row():
     with pytest.raises(ConfigError, match="evals.odd: sums: cannot read text before a picture"):
         run(MadeUp(), odd=row(gallery=dict(split="query", use=("text", "ir")), cameras=None))
     data = MadeUp()
-    with pytest.raises(ConfigError, match="evals.odd: options=.*'neck'.* do not fit the method"):
-        run(data, odd=row(options=dict(neck="backup")))
+    with pytest.raises(ConfigError, match="evals.odd: options: the method has no option 'neck'; there are: scale"):
+        run(data, odd=row(options=dict(neck="base")))
     assert not data.read
 
 
@@ -338,18 +387,25 @@ def test_a_gallery_without_any_match_is_no_success():
         run(data, a=row())
 
 
-@pytest.mark.parametrize(
-    ("rerank", "message"),
-    [
-        ({}, r"evals.a: ranking: query vector 5 is not finite \(2 such vectors\)"),
-        (dict(k1=3, k2=2, lam=0.3), "evals.a: re-ranking: query features are not finite"),
-    ],
-)
-def test_vectors_that_are_not_finite_are_no_success(rerank, message):
-    data, rows = MadeUp(), {"a": row(("text",), rerank=rerank)}
-    data.tokens[[5, 9]] = np.iinfo(np.int32).max
-    hot = {"params": {"words": np.full_like(VARIABLES["params"]["words"], 1e30)}}
-    mesh = make_mesh(data=1, model=1, devices=jax.devices()[:1])
-    encoder = Encoder(Sums(), jax.device_put(hot), data, mesh, mean=0.5, std=0.5, uses=retrieval.uses(rows["a"]))
+@pytest.mark.parametrize("rerank", [{}, dict(k1=3, k2=2, lam=0.3)])
+@pytest.mark.parametrize(("factor", "use"), [(np.nan, ("ir",)), (0.0, ("text",)), (np.inf, ("text",))])
+def test_vectors_without_a_direction_are_no_success(rerank, factor, use):
+    """They would rank by chance; a query that does not take part may have one."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Failing(Sums):
+        def embed(self, variables, features, use):
+            bad = (features["index"] == 5) | (features["index"] == 9)
+            return super().embed(variables, features, use) * jnp.where(bad, factor, 1)[:, None]
+
+        def encode(self, variables, batch):
+            return super().encode(variables, batch) | {"index": batch["index"]}
+
+    rows = {"a": row(use, gallery=dict(split="query", use=("ir",)), cameras=None, rerank=rerank, incomplete="skip")}
+    message = rf"evals.a: row 5 of split 'query' has a vector of {use[0]} that is zero or not finite \(2 such rows\)"
     with pytest.raises(DataError, match=message):
-        retrieval.run(rows, encoder)
+        run(MadeUp(), Failing(), **rows)
+    query = dict(query=dict(split="query", use=("text",)), gallery=dict(split="gallery", use=("rgb",)), trials=1)
+    rows["a"] |= query
+    with pytest.raises(DataError, match=r"row 9 of split 'query' has a vector of text .* \(1 such rows\)"):
+        run(without_captions(5), Failing(), **rows)

@@ -3,14 +3,15 @@
 import jax
 import numpy as np
 import pytest
-from conftest import load_config, open_tiny
+from conftest import build, load_config, open_tiny
 
 from input_pipeline.synthesize import synthesize
-from jax_mmreid import evaluators, experiment, sharding
+from jax_mmreid import sharding
 from jax_mmreid.errors import ConfigError
+from jax_mmreid.evaluators import runner
 from jax_mmreid.metrics import ranking
 
-ROWS = ("ir_backup", "ir", "text", "fusion", "mer")
+ROWS = ("ir_base", "ir", "text", "fusion", "mer")
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,12 @@ def tiny(folder, **changes):
 
 def measure(config):
     """Results of `config.evals` with the weights of a seed."""
-    data = open_tiny(config)
-    evaluators.check(config, data)
-    exp = experiment.build(config, data)
+    data, rows = open_tiny(config), config.evals.to_dict()
+    runner.check(rows, data)
+    exp = build(config, data)
     state = exp.create(jax.device_put(jax.random.PRNGKey(0), sharding.replicated(exp.mesh)))
-    return evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
+    normal = dict(mean=exp.spec.mean, std=exp.spec.std)
+    return runner.run(rows, exp.phases[-1].method, state.variables, data, exp.mesh, **normal)
 
 
 def numbers(results):
@@ -72,9 +74,9 @@ def test_batch_size_and_devices_change_nothing(pictures, measured, changes):
 
 def test_rows_that_use_text_are_refused_where_there_are_no_captions(pictures):
     config = tiny(pictures, **{"data.text.tokenizer": ""})
-    with pytest.raises(ConfigError, match="evals.all/text uses text, of which split 'query' has none"):
-        evaluators.check(config, open_tiny(config))
+    with pytest.raises(ConfigError, match="evals.all/text: captions are used, and split 'query' has none"):
+        runner.check(config.evals.to_dict(), open_tiny(config))
     config = tiny(pictures)
     config.evals["all/ir"].gallery.draw.cameras = (3,)
-    with pytest.raises(ConfigError, match=r"evals.all/ir: galleries: no picture of cameras \(3,\)"):
-        evaluators.check(config, open_tiny(config))
+    with pytest.raises(ConfigError, match=r"evals.all/ir: draw.cameras=\(3,\): the split has pictures by cameras"):
+        runner.check(config.evals.to_dict(), open_tiny(config))
