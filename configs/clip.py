@@ -5,7 +5,7 @@ python -m jax_mmreid.main --config=configs/rgbnt201.py --config.init=runs/clip -
 
 dataset: manifest, a table with columns caption_rgb, ...; or rgbnt201 with captions in Text/Blip_RGB and Text/Blip_IR.
 loss: info_nce or sigmoid. modalities: as in rgbnt201.py. tower: vit_b16, vit_b32, vit_l14. batch: rows of different
-identities, each with a pair a modality. lr: of all parameters; 1e-5 suits weights that are CLIP's, 5e-4 random ones.
+identities, each with one pair per modality. lr: of all parameters; 1e-5 suits CLIP's weights, 5e-4 random weights.
 split: of the evaluation; test, or gallery where a table has query and gallery.
 """  # noqa: E501
 

@@ -6,22 +6,23 @@ python -m jax_mmreid.main --config=configs/quickstart.py:init=clip --workdir=run
 python -m jax_mmreid.main --config=configs/quickstart.py:dataset=rgbnt201 --config.data.data_dir=FOLDER --workdir=...
 python launch/tvi_lfm.py --config=configs/quickstart.py:method=tvi_lfm --workdir=runs/quickstart_tvi
 
-method: miss_reid; tvi_lfm, whose two stages the last line runs one after the other; or clip.
-miss_reid. row, eta, modalities, pairs, rerank: as in rgbnt201.py. dataset: synthetic; rgbnt201 for a folder of your own
-in that layout, manifest for pictures that a table lists. splits, incomplete: as in manifest.py.
+method: miss_reid; tvi_lfm, of which the last line runs both stages; or clip.
+miss_reid. row, eta, modalities, pairs, rerank: as in rgbnt201.py. dataset: synthetic; rgbnt201 for your own folder in
+that layout; manifest for pictures listed in a table. splits, incomplete: as in manifest.py.
 tvi_lfm. stage, row: as in sysu_mm01.py.
 clip: contrastive training of an image and a text tower. loss: info_nce or sigmoid.
-init: nothing, and weights start at random; or clip, and the towers of a run of method=clip come first, trained on other
-people and cameras. That run lies in data/quickstart_clip and is made once. Miss-ReID takes both its towers and the
-words of its captions, TVI-LFM the text tower.
+init: empty for random weights; or clip, to start from the towers of a run of method=clip, which is trained first, on
+other identities and cameras. That run is in data/quickstart_clip and is trained once. Miss-ReID takes both its towers
+and its vocabulary, TVI-LFM the text tower.
 
 The pictures are drawn into data/ on first use: 96 training and 32 test identities, 4 cameras, 2 triples each; for
-tvi_lfm 256 and 32 identities, 6 cameras as in SYSU-MM01, captions that tell the truth; for clip 1024 and 64 identities,
-4 cameras, a triple each, three captions a triple. See README.md for what comes out.
+tvi_lfm 256 and 32 identities, 6 cameras as in SYSU-MM01, captions without errors; for clip 1024 and 64 identities,
+4 cameras, a triple each, three captions per triple. See docs/quickstart.md for the results.
 """
 
-from jax_mmreid.config import config_hash, parse_arg, take_arg
+from jax_mmreid.config import check_choices, config_hash, parse_arg, take_arg
 from jax_mmreid.errors import ConfigError
+from jax_mmreid.metrics import protocols
 from jax_mmreid.recipes.clip import clip
 from jax_mmreid.recipes.miss_reid import miss_reid, miss_reid_weights
 from jax_mmreid.recipes.tvi_lfm import tvi_lfm
@@ -30,9 +31,7 @@ from jax_mmreid.recipes.tvi_lfm import tvi_lfm
 def get_config(arg: str = ""):
     method, arg = take_arg(arg, method="miss_reid")
     init, arg = take_arg(arg, init="")
-    for key, value, known in (("method", method, RECIPES), ("init", init, ("", "clip"))):
-        if value not in known:
-            raise ConfigError(f"{key}={value}: expected one of {', '.join(filter(None, known))}")
+    check_choices(("method", method, RECIPES), ("init", init or "clip", ("clip",)))
     config = RECIPES[method](arg, init)
     config.optim.b2 = 0.98
     config.eval_every = 0
@@ -41,14 +40,14 @@ def get_config(arg: str = ""):
 
 
 def _after_clip(config):
-    """`config` with the towers of a run of method=clip, which goes first unless it is there already."""
+    """`config` with the towers of a run of method=clip, which is trained first if it does not exist."""
     before = get_config("method=clip")
     workdir = f"data/quickstart_clip/{config_hash(before)}"
     config.pretrain = dict(config=before, workdir=workdir)
     config.model.text.update(before.model.text)
     if config.method == "miss_reid":
         config.init = f"{workdir}:image+text"
-    elif config.model.stage == "base":  # stage lfm starts from the run of stage base, which keeps the text tower
+    elif config.model.stage == "base":  # stage lfm gets the text tower from the run of stage base
         config.init = f"{workdir}:text"
     if config.model.get("ldmmc") or config.model.get("stage") == "lfm":
         config.data.text.update(tokenizer=f"{workdir}/tokenizer", context=before.data.text.context)
@@ -73,7 +72,7 @@ def _miss_reid(arg: str, init: str):
     config.model.dim = 64
     config.model.structure.update(queries=8, width=64, heads=4)
     config.model.inversion.hidden = 64
-    config.weights = miss_reid_weights(identity=1.0, contrast=0.1)  # at this size cross-entropy does the work
+    config.weights = miss_reid_weights(identity=1.0, contrast=0.1)  # a model of this size needs more cross-entropy
     config.optim.lr = dict.fromkeys(config.optim.lr, 2e-3)
     config.optim.schedule.update(warmup=1, reference=2e-3, per_step=True)
     return config
@@ -81,8 +80,7 @@ def _miss_reid(arg: str, init: str):
 
 def _tvi_lfm(arg: str, _: str):
     arg = parse_arg(arg, stage="lfm", row="full")
-    gallery = dict(split="gallery", use=("rgb",), draw=dict(cameras=(1, 2, 4, 5), shots=1))
-    shared = dict(gallery=gallery, trials=10, junk="sysu_cameras", cmc="identity")
+    shared = protocols.row("sysu_mm01", dict(split="gallery", use=("rgb",)))
     config = tvi_lfm("synthetic", {"all": shared}, epochs=12, lr_visual=1e-3, lr_text=1e-3, **arg)
     config.data.data_dir = "data/synthetic_sysu"
     drawn = dict(seed=0, num_train_ids=256, num_test_ids=32, images_per_camera=2, height=72)
@@ -101,7 +99,7 @@ def _tvi_lfm(arg: str, _: str):
 
 def _clip(arg: str, init: str):
     if init:
-        raise ConfigError(f"init={init}: method=clip starts at random")
+        raise ConfigError(f"init={init}: method=clip starts from random weights; leave init out")
     arg = parse_arg(arg, loss="info_nce")
     config = clip("synthetic", epochs=7, batch=64, lr=2e-3, **arg)
     config.data.data_dir = "data/synthetic_clip"

@@ -4,24 +4,25 @@ python -m jax_mmreid.main --config=configs/rgbnt201.py --config.data.data_dir=da
 python -m jax_mmreid.main --config=configs/rgbnt201.py:row=A,eta=0.1/0.3/0.5 --config.data.data_dir=... --workdir=...
 
 row: A-F of Table 1. eta: how often a training picture is missing, one rate or one each for RGB/NIR/TIR.
-modalities: those to use at all, rgb/tir say.
+modalities: those to use at all, as in rgb/tir.
 preset: table1 (widths that give the published complexity) or equations (512 throughout).
-tower: vit_b16 as published, vit_b32 or vit_l14 (252x126); --config.init=DIR starts from CLIP's weights, see README.
-epochs, text_epoch: the length of the run, and the epoch (from 1) at which the text terms begin.
-pairs: 1 scores every setting of the query against every setting of the gallery too (appendix A.4). rerank: 1 scores the
-settings after k-reciprocal re-ranking too. Both may be set for --mode=eval of a finished run, and are best left out of
-training, which evaluates after every epoch.
+tower: vit_b16 as published, vit_b32 or vit_l14 (252x126); --config.init=DIR starts from CLIP's weights, see
+docs/weights.md. epochs, text_epoch: the length of the run, and the epoch (from 1) at which the text terms begin.
+pairs=1 also evaluates every setting of the query against every setting of the gallery (appendix A.4), rerank=1 the
+settings with k-reciprocal re-ranking. Both may be set for --mode=eval of a finished run; in training they would be
+evaluated after every epoch.
 Hardware of the paper: not stated. One batch is 8 identities x 8 triples at 256x128.
 
 Published, mAP / R-1, row F, complete training data: RNT 76.9, mean over the six missing settings 54.6 / 55.7;
 row A 48.9 / 50.4; eta=0.1: row F 50.1 / 51.3, row A 46.4 / 47.0. Published numbers start from CLIP's weights.
-Ours: not run (the dataset and CLIP's weights are for the user to bring).
+Ours: not run (neither the dataset nor CLIP's weights come with this project).
 """
 
 from jax_mmreid.config import parse_arg
+from jax_mmreid.metrics import protocols
 from jax_mmreid.recipes.miss_reid import MISS_REID_ARGS, miss_reid, miss_reid_published
 
-# By (row, eta): mAP and R-1 in percent of RNT -R -N -T -RN -RT -NT Mean, as far as they are printed, the mean always.
+# By (row, eta): mAP and R-1 in percent of RNT -R -N -T -RN -RT -NT Mean; where not all are printed, the mean only.
 PUBLISHED = {
     ("A", (0, 0, 0)): ((48.9,), (50.4,)),
     ("B", (0, 0, 0)): ((51.1,), (51.4,)),
@@ -46,7 +47,7 @@ PUBLISHED = {
     ("F", (0.1, 0.3, 0.5)): ((48.1,), (50.1,)),
     ("F", (0.5, 0.3, 0.1)): ((47.7,), (47.8,)),
 }
-# By row, with eta 0.1: mAP and R-1 in percent, a line for each setting of the query, the gallery along it (Figure 5).
+# By row, with eta 0.1: mAP and R-1 in percent (Figure 5), a line per setting of the query, a column per gallery.
 PUBLISHED_PAIRS = {
     "A": (
         (
@@ -93,7 +94,7 @@ PUBLISHED_PAIRS = {
 
 def get_config(arg: str = ""):
     arg = parse_arg(arg, **MISS_REID_ARGS)
-    config = miss_reid("rgbnt201", **arg)
+    config = miss_reid("rgbnt201", junk=protocols.find("rgbnt201").junk, **arg)
     config.data.data_dir = "data/RGBNT201"
     config.published = miss_reid_published(PUBLISHED, PUBLISHED_PAIRS, **arg)
     return config

@@ -179,25 +179,11 @@ def parse_eta(text: str, count: int = 3) -> tuple[float, ...]:
     return rates
 
 
-def check_choices(*fields: tuple[str, object, Collection[str]]) -> None:
-    """Raises ConfigError for a (field of config.model, value, values that there are) whose value is none of these."""
-    for key, value, known in fields:
+def check_choices(*fields: tuple[str, object, Collection[str]], where: str = "") -> None:
+    """Raises ConfigError for a (name, value, known values) whose value is not known; `where` goes before the name."""
+    for name, value, known in fields:
         if value not in known:
-            raise ConfigError(f"model.{key}={value!r}: expected one of {', '.join(known)}")
-
-
-def check_heads(**towers: dict) -> None:
-    """Raises ConfigError for a part of config.model whose attention heads do not divide its width."""
-    for key, tower in towers.items():
-        if tower["width"] % tower["heads"]:
-            raise ConfigError(f"model.{key}.heads={tower['heads']} does not divide model.{key}.width={tower['width']}")
-
-
-def check_reader(text: dict, what: str, *, vocab: int, context: int) -> None:
-    """Raises ConfigError if the text tower `text` has fewer ids or places than `what` (captions that need, ..)."""
-    for key, needed in (("vocab", vocab), ("context", context)):
-        if needed > text[key]:
-            raise ConfigError(f"model.text.{key}={text[key]} is too small for {what} {needed}")
+            raise ConfigError(f"{where}{name}={value}: expected one of {', '.join(known)}")
 
 
 def find(package: str, name: str) -> ModuleType:

@@ -142,7 +142,7 @@ class CLIP(Method):
 
 def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> CLIP:
     """Builds the method; raises ConfigError for fields that contradict each other or do not fit the data."""
-    check_choices(("loss", config.loss, START), ("dtype", config.dtype, towers.DTYPES))
+    check_choices(("loss", config.loss, START), ("dtype", config.dtype, towers.DTYPES), where="config.model.")
     if not set(spec.modalities) & set(spec.text):
         raise ConfigError(
             f"clip is trained with captions of {', '.join(spec.modalities)}; "

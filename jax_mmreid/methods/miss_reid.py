@@ -284,6 +284,7 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
         ("missing_fill", config.missing_fill, ("zero_feature", "encode_zero_image")),
         ("template_kind", config.template_kind, TEMPLATES),
         ("dtype", config.dtype, towers.DTYPES),
+        where="config.model.",
     )
     towers.check_heads("structure", config.structure.width, config.structure.heads)
     options = dict(dim=config.dim, dtype=config.dtype, remat=config.remat, scan=config.scan)

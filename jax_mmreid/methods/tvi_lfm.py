@@ -251,6 +251,7 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
         ("stage", config.stage, STAGES),
         ("frozen_bn", config.frozen_bn, STATISTICS),
         ("dtype", config.dtype, towers.DTYPES),
+        where="config.model.",
     )
     if len(config.image.blocks) != LAYERS:
         raise ConfigError(f"config.model.image.blocks={config.image.blocks}: a ResNet has {LAYERS} layers")

@@ -1,17 +1,10 @@
 """Contrastive image-text training as config fields: what the configs that prepare towers share."""
 
-from jax_mmreid.config import ConfigDict, base_config
-from jax_mmreid.errors import ConfigError
-from jax_mmreid.recipes.miss_reid import CLIP_TOWERS, SIZES, TOWER_SHARDING
+from jax_mmreid.config import ConfigDict, base_config, check_choices
+from jax_mmreid.recipes.towers import TOWER_SHARDING, TOWERS
 
 LOSSES = ("info_nce", "sigmoid")
-MODEL = dict(
-    dedup_captions=True,  # a caption is no negative of another picture that is described in the same words
-    block=4096,  # captions that the loss compares with at a time
-    dtype="float32",  # of matrix products; or bfloat16
-    remat=False,  # True: the towers recompute a block's inside in the backward pass, for less memory
-    scan=False,  # True: the towers compile one block for all layers, for a shorter compilation
-)
+MODEL = dict(dedup_captions=True, block=4096, dtype="float32", remat=False, scan=False)  # see methods.clip.Config
 GROUPS = (
     (r"logit_(scale|bias)", "scale"),
     (r".*", "towers"),
@@ -31,30 +24,24 @@ def clip(
 ) -> ConfigDict:
     """Image and text tower on pictures with captions: Adam, warm-up and cosine, a batch of different identities.
 
-    `loss` is info_nce or sigmoid, `tower` names the CLIP, `batch` counts rows, of which each brings a pair a modality;
-    `lr` suits towers that start from CLIP's weights; evaluation is on `split`. Raises ConfigError for a loss or tower
-    that does not exist.
+    `loss` is one of LOSSES, `tower` names the CLIP; `batch` counts rows, and each has one pair per modality. `lr` suits
+    towers that start from CLIP's weights. The evaluation is on `split`. Raises ConfigError for a loss or tower that
+    does not exist.
     """
-    for name, value, known in (("loss", loss, LOSSES), ("tower", tower, CLIP_TOWERS)):
-        if value not in known:
-            raise ConfigError(f"{name}={value}: expected one of {', '.join(known)}")
+    check_choices(("loss", loss, LOSSES), ("tower", tower, TOWERS))
     names = tuple(modalities.split("/"))
     config = base_config(method="clip", dataset=dataset)
     config.data.modalities = names
-    config.data.update(identities=batch, instances=1)  # another picture of a person is no fair negative
+    config.data.update(identities=batch, instances=1)  # another picture of the same person is no valid negative
     config.data.text.tokenizer = "builtin"
     config.epochs = epochs
     config.missing.eta = (0.0,) * len(names)
-    config.aug.erase = 0.0  # the caption tells what would be erased
-    (patch, *image), text, dim, config.data.image_size = CLIP_TOWERS[tower]
-    config.model = MODEL | dict(
-        loss=loss,
-        image=dict(zip(SIZES, image), patch=patch, position_std=0.0),
-        text=dict(zip(SIZES, text), vocab=49408, context=77),
-        dim=dim,
-    )
+    config.aug.erase = 0.0  # the caption describes the whole picture
+    sizes = TOWERS[tower]
+    config.data.image_size = sizes.image_size
+    config.model = MODEL | dict(loss=loss, image=sizes.image, text=sizes.text, dim=sizes.dim)
     config.weights = dict(contrast=1.0)
-    # Decay would wear away the words that no caption uses; a sentence at test may use them.
+    # No decay: it would shrink the embeddings of words that no training caption has and a sentence at test may have.
     config.optim.update(b2=0.98, rules=GROUPS, lr=dict(towers=lr, scale=lr), weight_decay=0.0)
     config.optim.schedule = dict(kind="cosine", warmup=2, reference=lr, floor=0.0, per_step=True)
     config.phases = ((0, {}, ("towers", "scale")),)

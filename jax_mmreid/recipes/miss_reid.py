@@ -1,13 +1,15 @@
-"""The published recipe of Miss-ReID as config fields (NeurIPS 2025): what the configs of its datasets share."""
+"""The published recipe of Miss-ReID (NeurIPS 2025) as config fields: what the configs of its datasets share."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 from jax_mmreid.batch import MODALITIES
-from jax_mmreid.config import ConfigDict, base_config, parse_eta
+from jax_mmreid.config import ConfigDict, base_config, check_choices, parse_eta
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.missing_settings import missing_evals
+from jax_mmreid.recipes.towers import TOWER_SHARDING, TOWERS
 
-# Rows of the Miss-ReID poster's Table 1: (bhipr, iosm, ldmmc).
+# Rows of Table 1 of the paper: (bhipr, iosm, ldmmc).
 MISS_REID_ROWS = {
     "A": (False, False, False),
     "B": (True, False, False),
@@ -17,43 +19,30 @@ MISS_REID_ROWS = {
     "F": (True, True, True),
 }
 
-# M-iOSM and inversion network as the published complexity figures say, or 512 wide as the equations are written.
+# M-iOSM and inversion network with the widths of the published complexity figures, or 512 throughout as in Eq. 5-8.
 MISS_REID_PRESETS = {
     "table1": dict(structure=dict(tokens="pre_proj", width=768, heads=12), inversion=dict(hidden=768)),
     "equations": dict(structure=dict(tokens="proj", width=512, heads=8), inversion=dict(hidden=2048)),
 }
 
-SIZES = ("width", "layers", "heads")  # of a transformer
-# The published CLIPs: patch and image tower, text tower, joint space, and a person's picture (H, W) in whole patches.
-CLIP_TOWERS = {
-    "vit_b16": ((16, 768, 12, 12), (512, 12, 8), 512, (256, 128)),
-    "vit_b32": ((32, 768, 12, 12), (512, 12, 8), 512, (256, 128)),
-    "vit_l14": ((14, 1024, 24, 16), (768, 12, 12), 768, (252, 126)),
-}
-
-# What `methods/miss_reid.py` is built from, apart from what a row, a preset and a tower decide.
+# `config.model` apart from what a row, a preset and a tower decide; see methods.miss_reid.Config.
 MISS_REID_MODEL = dict(
-    sie_camera=True,  # a learned vector per training camera on the class token
-    prompts=4,  # prompt tokens per modality
-    template_kind="person",  # or vehicle
-    period=True,  # the sentence ends with one
-    text_len=0,  # tokens; 0: as long as the sentence; 77: CLIP's whole context, with the same result
-    tau=0.05,  # temperature of both contrastive terms
+    sie_camera=True,
+    prompts=4,
+    template_kind="person",
+    period=True,
+    text_len=0,
+    tau=0.05,
     label_smooth=0.1,
-    margin=-1.0,  # of the triplet loss; negative: soft margin
-    memory=dict(
-        alpha=0.2,  # what a prototype keeps of itself in an update
-        update="per_step_sequential",  # or per_step_batch_mean, per_epoch_mean
-        order="after_loss",  # or before_loss
-        passive=True,  # row E keeps prototypes for the text terms, though no visual loss uses them
-    ),
-    structure_drop=0.0,  # how often a picture is left out of the structure vector in training, as if it were missing
-    detach_structure=False,  # True: text terms do not train the structure vector
-    part_norm=False,  # True: f and f~ of every modality are normalised before they are concatenated
-    missing_fill="zero_feature",  # of rows without text; or encode_zero_image, the picture that is all mid-grey
-    dtype="float32",  # of matrix products; or bfloat16
-    remat=False,  # True: the towers recompute a block's inside in the backward pass, for less memory
-    scan=False,  # True: the towers compile one block for all layers, for a shorter compilation
+    margin=-1.0,
+    memory=dict(alpha=0.2, update="per_step_sequential", order="after_loss", passive=True),
+    structure_drop=0.0,
+    detach_structure=False,
+    part_norm=False,
+    missing_fill="zero_feature",
+    dtype="float32",
+    remat=False,
+    scan=False,
 )
 # Ordered: the first pattern that matches a parameter's whole path names its group.
 MISS_REID_GROUPS = (
@@ -68,7 +57,7 @@ MISS_REID_GROUPS = (
 )
 MISS_REID_LR = dict(tower=5e-6, new=3.5e-4, new_bias=7e-4, language=3.5e-4, language_bias=7e-4, prompts=5e-3)
 
-# What the dataset's configs take after the colon, with the defaults of `miss_reid`.
+# The arguments of the datasets' configs, after the colon, with the defaults of `miss_reid`.
 MISS_REID_ARGS = dict(
     row="F",
     eta="0",
@@ -81,17 +70,30 @@ MISS_REID_ARGS = dict(
     rerank=False,
 )
 
-RERANK = dict(k1=50, k2=15, lam=0.3)  # of the field's multi-modality code
+RERANK = dict(k1=50, k2=15, lam=0.3)  # as the public code of multi-modality ReID has it
 
-# Wide matrices over the "model" axis, one split by columns and the next by rows, as tensor parallelism goes.
-TOWER_SHARDING = (
-    (r"attention/qkv/kernel$", (None, None, "model", None)),
-    (r"attention/qkv/bias$", (None, "model", None)),
-    (r"attention/out/kernel$", ("model", None, None)),
-    (r"/fc/kernel$", (None, "model")),
-    (r"/fc/bias$", ("model",)),
-    (r"/proj/kernel$", ("model", None)),
-)
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How the settings of missing modalities are evaluated."""
+
+    splits: str = "test"  # as `missing_evals` takes them, like the next two and `pairs`
+    junk: str = "same_camera"
+    incomplete: str = "error"
+    # Of rows with text features, other imputations to evaluate too, in groups of their names; see MissReID.imputation.
+    imputations: Sequence[str] = ("zero",)
+    pairs: bool = False
+    rerank: bool = False  # the settings with k-reciprocal re-ranking too, in the group "reranked"
+
+    def rows(self, modalities: Sequence[str], *, has_text: bool) -> dict[str, dict]:
+        """Rows for `config.evals`."""
+        common = dict(splits=self.splits, junk=self.junk, incomplete=self.incomplete)
+        found = missing_evals(modalities, **common, pairs=self.pairs)
+        for name in self.imputations if has_text else ():
+            found |= missing_evals(modalities, **common, group=name, options={"imputation": name}, pairs=self.pairs)
+        if self.rerank:
+            found |= missing_evals(modalities, **common, group="reranked", rerank=RERANK)
+        return found
 
 
 def miss_reid(
@@ -104,45 +106,25 @@ def miss_reid(
     tower: str = "vit_b16",
     epochs: int = 50,
     text_epoch: int = 21,
-    splits: str = "test",
-    junk: str = "same_camera",
-    incomplete: str = "error",
-    imputations: Sequence[str] = ("zero",),
-    pairs: bool = False,
-    rerank: bool = False,
+    **evaluation,
 ) -> ConfigDict:
     """Miss-ReID as published (Section 4.2): ViT-B/16, Adam, 50 epochs, text terms from epoch `text_epoch` (1-based) on.
 
     `row` is a row of Table 1, `eta` the missing rates of training (`0.1` or `0.1/0.3/0.5`), `modalities` those that
-    are used at all, `preset` names the widths, `tower` the CLIP; `splits`, `junk`, `incomplete` and `pairs` are those
-    of `missing_evals`. `imputations`: how the settings are scored beside with text features, where there are any:
-    "zero" puts blocks of zeros in their place, "alone" leaves nothing but them. `rerank` scores them re-ranked too.
-    Raises ConfigError for a row, preset, tower, modality or rate that does not exist.
+    are used at all; `preset` names the widths, `tower` the CLIP; `evaluation` are fields of `Evaluation`. Raises
+    ConfigError for a row, preset, tower, modality or rate that does not exist.
     """
-    choices = {"row": (row, MISS_REID_ROWS), "preset": (preset, MISS_REID_PRESETS), "tower": (tower, CLIP_TOWERS)}
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise ConfigError(f"{name}={value}: expected one of {', '.join(known)}")
+    check_choices(("row", row, MISS_REID_ROWS), ("preset", preset, MISS_REID_PRESETS), ("tower", tower, TOWERS))
     names = tuple(modalities.split("/"))
     if not set(names) <= MODALITIES.keys() or len(set(names)) != len(names):
         raise ConfigError(f"modalities={modalities}: expected some of {'/'.join(MODALITIES)}, each once")
+    has_text = MISS_REID_ROWS[row][2]
     config = base_config(method="miss_reid", dataset=dataset)
     config.data.modalities = names
+    config.data.image_size = TOWERS[tower].image_size
     config.epochs = epochs
     config.missing.eta = parse_eta(eta, len(names))
-    bhipr, iosm, ldmmc = MISS_REID_ROWS[row]
-    widths = MISS_REID_PRESETS[preset]
-    (patch, *image), text, dim, config.data.image_size = CLIP_TOWERS[tower]
-    config.model = MISS_REID_MODEL | dict(
-        image=dict(zip(SIZES, image), patch=patch, position_std=0.0),  # 0: CLIP's own initial scale
-        text=dict(zip(SIZES, text), vocab=49408, context=77),
-        dim=dim,  # of f, f~ and the prototypes: CLIP's joint space
-        bhipr=bhipr,
-        iosm=iosm,
-        ldmmc=ldmmc,
-        structure=dict(queries=16, out_proj=False, **widths["structure"]),
-        inversion=dict(drop=0.1, **widths["inversion"]),
-    )
+    config.model = _model(row, preset, tower)
     config.weights = miss_reid_weights(identity=0.1, contrast=0.1)
     config.optim.rules, config.optim.lr = MISS_REID_GROUPS, MISS_REID_LR
     config.optim.schedule = dict(
@@ -150,7 +132,7 @@ def miss_reid(
     )
     visual = ("tower", "new", "new_bias")
     config.phases = ((0, {"text_terms": False}, visual),)
-    if ldmmc:
+    if has_text:
         language = ("language", "language_bias", "prompts")
         config.phases += ((text_epoch - 1, {"text_terms": True}, visual + language),)
     config.sharding = (
@@ -158,27 +140,34 @@ def miss_reid(
         (r"classifier/kernel$", ("model", None)),
         (r"memory/(proto|sums)$", (None, None, "model")),
     )
-    config.evals.update(missing_evals(names, splits, junk, incomplete=incomplete, pairs=pairs))
-    for imputation in imputations if ldmmc else ():
-        changed = {"imputation": imputation}
-        config.evals.update(
-            missing_evals(names, splits, junk, imputation, options=changed, incomplete=incomplete, pairs=pairs)
-        )
-    if rerank:
-        config.evals.update(missing_evals(names, splits, junk, "reranked", incomplete=incomplete, rerank=RERANK))
+    config.evals.update(Evaluation(**evaluation).rows(names, has_text=has_text))
     return config
 
 
+def _model(row: str, preset: str, tower: str) -> dict:
+    (bhipr, iosm, ldmmc), widths, sizes = MISS_REID_ROWS[row], MISS_REID_PRESETS[preset], TOWERS[tower]
+    return MISS_REID_MODEL | dict(
+        image=sizes.image,
+        text=sizes.text,
+        dim=sizes.dim,
+        bhipr=bhipr,
+        iosm=iosm,
+        ldmmc=ldmmc,
+        structure=dict(queries=16, out_proj=False, **widths["structure"]),
+        inversion=dict(drop=0.1, **widths["inversion"]),
+    )
+
+
 def miss_reid_published(
-    table: dict, matrices: dict | None = None, *, row: str, eta: str, pairs: bool, rerank: bool, **others
+    table: Mapping, matrices: Mapping | None = None, *, row: str, eta: str, pairs: bool, rerank: bool, **others
 ) -> dict[str, dict[str, float]]:
     """`config.published` for arguments of the recipe; empty where nothing is printed.
 
-    `table` is {(row, eta): (mAP, R-1)}, each in percent of the last of Table 2's columns, up to the mean, which is the
-    very last; `matrices` is {row: (mAP, R-1)}, each 7 x 7 of the settings with eta 0.1 (appendix A.4). Empty too if an
-    argument other than row and eta is not the published one.
+    `table` is {(row, eta): (mAP, R-1)}, each the last columns of Table 2 in percent, up to the mean; `matrices` is
+    {row: (mAP, R-1)}, each 7 x 7 settings with eta 0.1 (appendix A.4). Empty too if an argument other than row and eta
+    is not the published one.
     """
-    if any(value != miss_reid.__kwdefaults__[key] for key, value in others.items()):
+    if any(value != MISS_REID_ARGS[key] for key, value in others.items()):
         return {}
     rates, found = parse_eta(eta), {}
     *settings, mean = missing_evals(("rgb", "nir", "tir"), "test", "none")
@@ -195,7 +184,7 @@ def miss_reid_published(
 
 
 def miss_reid_weights(*, identity: float, contrast: float) -> dict[str, float]:
-    """Factors of Eq. 11: 1 for triplets, lambda 1 for cross-entropies, lambda 2 for contrastive terms."""
+    """Factors of Eq. 11: 1 for triplet losses, `identity` (lambda 1) for cross-entropies, `contrast` (lambda 2)."""
     branches = ("", "structure_", "text_")
     weights = {f"{branch}triplet": 1.0 for branch in branches} | {f"{branch}identity": identity for branch in branches}
     return weights | {"nce": contrast, "text_nce": contrast}

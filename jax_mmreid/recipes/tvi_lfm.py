@@ -1,11 +1,12 @@
-"""TVI-LFM as published: what the configs of its three datasets, and a small one, share."""
+"""The published recipe of TVI-LFM (NeurIPS 2024) as config fields: what the configs of its datasets share."""
 
-from jax_mmreid.config import ConfigDict, base_config
-from jax_mmreid.errors import ConfigError
-from jax_mmreid.recipes.miss_reid import TOWER_SHARDING
+from collections.abc import Mapping
 
-# Rows of the poster's ablation, all of stage "lfm": what they train with, and whether they are scored as an ensemble.
-# llm: every other training caption is rephrased.
+from jax_mmreid.config import ConfigDict, base_config, check_choices
+from jax_mmreid.recipes.towers import TEXT, TOWER_SHARDING
+
+# Rows of the ablation, all of stage "lfm": semantic filtering fusion, modality joint learning, captions rephrased by a
+# language model half of the time, modality ensemble retrieval.
 ROWS = {
     "B": dict(sff=False, mjl=False, llm=False, mer=False),
     "B+SFF": dict(sff=True, mjl=False, llm=False, mer=False),
@@ -16,16 +17,10 @@ ROWS = {
 }
 STAGES = ("base", "lfm")
 
-MODEL = dict(
-    frozen_bn="train",  # of stage lfm, as published; eval: the frozen tower keeps its statistics
-    stem_relu=False,  # as published; True: ResNet's own stem
-    dtype="float32",  # of convolutions and matrix products; or bfloat16
-    remat=False,  # True: the towers recompute a block's inside in the backward pass, for less memory
-)
+MODEL = dict(frozen_bn="train", stem_relu=False, dtype="float32", remat=False)  # see methods.tvi_lfm.Config
 IMAGE = dict(blocks=(3, 4, 6, 3), width=64)  # ResNet-50
-TEXT = dict(vocab=49408, context=77, width=512, layers=12, heads=8)  # of CLIP's RN50
 
-# Pictures are normalised before parts are erased, with constants, and a channel put in place of three.
+# Parts are erased, with constants, after the normalisation; then one channel may replace all three.
 AUGMENTATION = dict(
     flip=0.5,
     pad=10,
@@ -48,15 +43,15 @@ LFM_GROUPS = (
     (r"(image|base)/.*|logit_scale", "frozen"),
     (r"text/block_.*bias", "text_bias"),
     (r"text/block_.*", "text"),
-    (r"text/.*", "embedding"),  # the published code trains it, with ln_final and the projection, at the visual rate
+    (r"text/.*", "embedding"),  # with ln_final and the projection; the published code trains them at the visual rate
     (r"head/.*", "head"),
 )
-DIVISION = (*TOWER_SHARDING, (r"classifier/kernel$", (None, "model")))
+SHARDING = (*TOWER_SHARDING, (r"classifier/kernel$", (None, "model")))
 
 
 def tvi_lfm(
     dataset: str,
-    protocols: dict[str, dict],
+    protocols: Mapping[str, dict],
     *,
     stage: str = "lfm",
     row: str = "full",
@@ -68,13 +63,11 @@ def tvi_lfm(
 ) -> ConfigDict:
     """One stage: ResNet-50, 8 identities x 4 pairs of 288x144, Adam with coupled decay, 120 epochs.
 
-    `row` is a row of the ablation, which stage "base" has no use for; `protocols` {name: what its evaluation rows
-    share} as `cross_modal_evals` takes them; the first one picks the best checkpoint. Raises ConfigError for a stage
-    or row that does not exist.
+    `row` is a row of the ablation, which stage "base" does not depend on. `protocols` are {group: the fields that its
+    evaluation rows share}, as `visible_infrared_evals` takes them; the first group picks the best checkpoint. Raises
+    ConfigError for a stage or row that does not exist.
     """
-    for key, value, known in (("stage", stage, STAGES), ("row", row, ROWS)):
-        if value not in known:
-            raise ConfigError(f"{key}={value}: expected one of {', '.join(known)}")
+    check_choices(("stage", stage, STAGES), ("row", row, ROWS))
     parts, lfm = ROWS[row], stage == "lfm"
     config = base_config(method="tvi_lfm", dataset=dataset)
     config.seed = 1
@@ -94,38 +87,40 @@ def tvi_lfm(
     config.optim.lr = dict(visual=lr_visual, head=2 * lr_visual)
     config.optim.rules = BASE_GROUPS
     if lfm:
-        # Without the filter the pooling inside the fusion learns, a quirk of the published code that the row keeps.
+        # Without SFF the published code trains the exponent of the pooling, through the fusion.
         config.optim.rules = ((r"pool/.*", "frozen" if parts["sff"] else "visual"), *LFM_GROUPS)
         config.optim.lr.update(text=lr_text, text_bias=2 * lr_text, embedding=lr_visual)
         config.optim.decay = dict(text_bias=text_bias_decay)
         if parts["sff"]:
             del config.optim.lr["visual"]
     config.phases = ((0, {}, tuple(config.optim.lr)),)
-    config.sharding = DIVISION
+    config.sharding = SHARDING
     for name, shared in protocols.items():
-        config.evals.update(cross_modal_evals(name, shared, stage=stage, ensemble=parts["mer"]))
+        config.evals.update(visible_infrared_evals(name, shared, stage=stage, ensemble=parts["mer"]))
     config.best = f"{next(iter(protocols))}/{'fusion' if lfm else 'ir'}/rank1"
     config.eval_every = config.save_every = 2
     config.eval_from = eval_from
     return config
 
 
-def tvi_lfm_published(table: dict, *, stage: str, row: str, epochs: int) -> dict[str, dict[str, float]]:
-    """`config.published` for arguments of the recipe, out of {stage: {row of evals: (R-1, mAP, mINP) in percent}}.
+def tvi_lfm_published(table: Mapping, *, stage: str, row: str, epochs: int) -> dict[str, dict[str, float]]:
+    """`config.published` for arguments of the recipe, from {stage: {row of evals: (R-1, mAP, mINP) in percent}}.
 
-    Empty for another number of epochs, and for rows of the ablation other than the whole.
+    Empty for another number of epochs than the published one, and for rows of the ablation other than "full".
     """
     if epochs != tvi_lfm.__kwdefaults__["epochs"] or (stage == "lfm" and row != "full"):
         return {}
     metrics = ("rank1", "mAP", "mINP")
-    return {name: {key: round(x / 100, 4) for key, x in zip(metrics, row)} for name, row in table[stage].items()}
+    return {
+        name: {key: round(x / 100, 4) for key, x in zip(metrics, numbers)} for name, numbers in table[stage].items()
+    }
 
 
-def cross_modal_evals(group: str, shared: dict, *, stage: str, ensemble: bool) -> dict[str, dict]:
-    """Rows for `config.evals`: infrared queries, and in stage "lfm" text, fusion and, with `ensemble`, mer.
+def visible_infrared_evals(group: str, shared: dict, *, stage: str, ensemble: bool) -> dict[str, dict]:
+    """Rows GROUP/SETTING for `config.evals`: infrared queries, in stage "lfm" text, fusion and with `ensemble` mer too.
 
-    "ir_base" is the infrared query with the pool and neck of stage "base". `shared` is a row without what differs
-    between these: {"query", "gallery", "junk", ...}, whose query is given by what it uses.
+    "ir_base" is the infrared query with the pooling and neck of stage "base". `shared` are the fields that the rows
+    have in common: {"gallery", "junk", ...}.
     """
     kinds = {"ir": (("ir",), {})}
     if stage == "lfm":
