@@ -1,4 +1,4 @@
-"""Judges anybody's features under a named protocol, and prints what it finds as JSON.
+"""Scores the features of any model under a named protocol, and prints the metrics as JSON.
 
     python -m jax_mmreid.tools.score --query=q.npz --gallery=g.npz --protocol=rgbnt100
     python -m jax_mmreid.tools.score --query=test.npz --protocol=rgbnt201     # without --gallery, queries are searched
@@ -8,20 +8,13 @@
 A feature file is an .npz without pickles of n pictures, with the numbers of the dataset's own file names:
 
     features [n,D] numbers          pids [n], camids [n] whole numbers      views [n], for msvr310: the scene
-    paths [n] str, may be absent    relative to the dataset; what makes it sure that no query finds itself
+    paths [n] str, may be absent    relative to the dataset; with paths a query that finds itself is noticed
 
-    protocol                       hidden from a query                 CMC counts    gallery
-    rgbnt201, rgbnt100, market     its own identity and camera         pictures      the file
-    msvr310                        its own identity and scene          pictures      the file
-    regdb                          nothing                             pictures      the file: one of ten trials
-    sysu_mm01                      camera 2, from camera 3             identities    10 draws from cameras 1, 2, 4, 5
-    llcm                           its own identity and camera         identities    10 draws from cameras 1 to 9
+Results of draws are averaged. Draws of one shot are the official ones if the rows of an identity and camera are in the
+order of their file names, so rows are sorted by `paths`. Without paths they stay as they are, and "order" is "file".
 
-Results of draws are averaged. Draws of one shot are the official ones if the rows of a person and camera stand in the
-order of their file names, so rows are sorted by `paths`. Without paths they stay as they are, and "order" says "file".
-
-A picture on both sides must be hidden from itself by the protocol, as it is where the queries are a part of the gallery
-and the numbers agree. Else it would be found first, and is refused. num_identities is that of the queries.
+A picture on both sides must be junk for itself under the protocol, as it is where the queries are a part of the gallery
+and the numbers agree. Otherwise it would be found first, and is refused. num_identities is that of the queries.
 """
 
 import argparse
@@ -31,7 +24,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -39,36 +31,15 @@ import numpy as np
 
 from jax_mmreid import __version__, sharding
 from jax_mmreid.errors import ConfigError, DataError
-from jax_mmreid.metrics import galleries, ranking
+from jax_mmreid.metrics import galleries, protocols, ranking
 from jax_mmreid.metrics import rerank as reranking
 from jax_mmreid.metrics.device_ranking import rank
+from jax_mmreid.metrics.protocols import PROTOCOLS, Protocol
 
 Arrays = Mapping[str, np.ndarray]
 KEYS = ("features", "pids", "camids", "views", "paths")
 METRICS = ("cosine", "euclidean")
 RERANK = reranking.rerank.__kwdefaults__
-
-
-class Protocol(NamedTuple):
-    """What a query may find, and the galleries that are drawn for it, if any."""
-
-    junk: str  # a rule of metrics.ranking
-    by_identity: bool = False  # the CMC counts identities
-    trials: int = 0
-    search: Mapping[str, tuple[int, ...]] = {}  # cameras to draw from; the default first, as for shots
-    shots: tuple[int, ...] = ()
-    cameras: int = 0  # how many there are, numbered from 1; 0 where their numbers do not matter
-
-
-PROTOCOLS = {
-    "rgbnt201": Protocol("same_camera"),
-    "rgbnt100": Protocol("same_camera"),
-    "market": Protocol("same_camera"),
-    "msvr310": Protocol("same_view"),
-    "regdb": Protocol("none"),
-    "sysu_mm01": Protocol("sysu_cameras", True, 10, {"all": (1, 2, 4, 5), "indoor": (1, 2)}, (1, 10), cameras=6),
-    "llcm": Protocol("same_camera", True, 10, {"all": tuple(range(1, 10))}, (1,), cameras=9),
-}
 
 
 class Side(NamedTuple):
@@ -90,22 +61,23 @@ def score(
     trials: int | None = None,
     rerank: Mapping[str, float] | None = None,
 ) -> dict:
-    """What the command prints, of the arrays of a query file and of a gallery file; None searches the queries.
+    """The metrics that the command prints, from the arrays of a query file and a gallery file; None: the queries.
 
     `trials=0` takes the gallery as it is, for one that was drawn already. `rerank` is {k1, k2, lam}, with the defaults
     of `RERANK`. Raises ConfigError for an option that the protocol does not have, DataError for arrays that cannot be
-    judged.
+    scored.
     """
-    if protocol not in PROTOCOLS or metric not in METRICS:
-        raise ConfigError(f"no {protocol!r} by {metric!r}; there are {', '.join(PROTOCOLS)} by {', '.join(METRICS)}")
+    if metric not in METRICS:
+        raise ConfigError(f"no metric named {metric!r}; there are {', '.join(METRICS)}")
+    unknown = ", ".join(set(rerank or {}) - set(RERANK))
+    if unknown:
+        raise ConfigError(f"re-ranking has no constant {unknown}; there are {', '.join(RERANK)}")
+    rules = protocols.find(protocol)
     draw = _draw(protocol, search, shots, trials)
     queries = _side("query", query, protocol, metric)
     rows = queries if gallery is None else _side("gallery", gallery, protocol, metric)
-    _check_sides(queries, rows, PROTOCOLS[protocol].junk)
-    try:
-        drawn = [_trial(queries, part, PROTOCOLS[protocol], metric, rerank) for part in _galleries(rows, draw)]
-    except ValueError as error:  # nobody has a match, or the cameras to draw from have no picture
-        raise DataError(str(error)) from error
+    _check_sides(queries, rows, rules.junk)
+    drawn = [_trial(queries, part, rules, metric, rerank) for part in _galleries(rows, draw)]
     plain, reranked, sizes = zip(*drawn)
     result = {"protocol": protocol, "metric": metric} | _mean(plain)
     result |= {"num_query": len(queries.features), "num_gallery": sizes[0]}
@@ -118,7 +90,10 @@ def score(
 
 
 def _draw(protocol: str, search: str | None, shots: int | None, trials: int | None) -> dict:
-    """How many galleries are drawn and what is in them, {} for none; raises ConfigError for what cannot be chosen."""
+    """{"trials", "cameras", "shots"} of the galleries that are drawn, {} if none is.
+
+    Raises ConfigError for what the protocol does not leave to choose.
+    """
     rules = PROTOCOLS[protocol]
     if trials is not None and (trials < 0 or (trials and not rules.trials)):
         raise ConfigError(f"trials={trials}: expected 0{' or more' if rules.trials else ''} for {protocol}")
@@ -128,8 +103,10 @@ def _draw(protocol: str, search: str | None, shots: int | None, trials: int | No
         if value is not None and (len(known) < 2 or value not in known):
             choice = " or ".join(map(str, known)) if len(known) > 1 else "none"
             raise ConfigError(f"{name}={value}: expected {choice} for {protocol} with trials={trials}")
-    cameras = rules.search[search or next(iter(rules.search))] if trials else ()
-    return dict(trials=trials, cameras=list(cameras), shots=shots or rules.shots[0]) if trials else {}
+    if not trials:
+        return {}
+    drawn = protocols.draw(protocol, search, shots)
+    return dict(trials=trials, cameras=list(drawn["cameras"]), shots=drawn["shots"])
 
 
 def _side(name: str, arrays: Arrays, protocol: str, metric: str) -> Side:
@@ -150,7 +127,11 @@ def _side(name: str, arrays: Arrays, protocol: str, metric: str) -> Side:
     _refuse(name, columns["pid"] < 0, "has an identity below 0, which no protocol counts; leave it out")
     if rules.cameras:
         strange = (columns["camid"] < 1) | (columns["camid"] > rules.cameras)
-        _refuse(name, strange, f"has a camera that is none of the dataset's own, 1 to {rules.cameras}; number them so")
+        _refuse(
+            name,
+            strange,
+            f"has a camera other than 1 to {rules.cameras}, which are those of the dataset; number them so",
+        )
     if paths is not None:
         again = np.ones(len(paths), bool)
         again[np.unique(paths, return_index=True)[1]] = False
@@ -176,7 +157,7 @@ def _features(name: str, x: np.ndarray, metric: str) -> np.ndarray:
 def _refuse(name: str, wrong: np.ndarray, why: str) -> None:
     """Raises DataError if any of the rows is wrong [n]."""
     if wrong.any():
-        raise DataError(f"{name}: row {wrong.argmax()} {why} (rows like this: {wrong.sum()})")
+        raise DataError(f"{name}: row {wrong.argmax()} {why} ({wrong.sum()} such rows)")
 
 
 def _check_sides(query: Side, gallery: Side, junk: str) -> None:
@@ -194,7 +175,7 @@ def _check_sides(query: Side, gallery: Side, junk: str) -> None:
     seen = np.zeros(len(query.features), bool)
     seen[left] = rows.query_junk[left] != rows.gallery_junk[right]
     path = "" if query.paths is None else f" ('{query.paths[seen.argmax()]}')"
-    _refuse("query", seen, f"{path} is a gallery row too, which this protocol does not hide; take one out".strip())
+    _refuse("query", seen, f"{path} is a gallery row too, and no junk under this protocol; take one out".strip())
 
 
 def _galleries(rows: Side, draw: dict) -> Iterator[Side]:
@@ -203,43 +184,40 @@ def _galleries(rows: Side, draw: dict) -> Iterator[Side]:
         yield rows
         return
     order = np.arange(len(rows.features)) if rows.paths is None else np.argsort(rows.paths)
-    records = SimpleNamespace(pid=rows.columns["pid"][order], camid=rows.columns["camid"][order])  # all that is read
+    columns = {name: rows.columns[name][order] for name in ("pid", "camid")}
+    if not np.isin(columns["camid"], draw["cameras"]).any():
+        cameras = ", ".join(map(str, draw["cameras"]))
+        raise DataError(f"gallery: no row has one of the cameras {cameras}, which galleries are drawn from")
     for trial in range(draw["trials"]):
-        drawn = order[galleries.draw(records, cameras=draw["cameras"], shots=draw["shots"], trial=trial)]
+        drawn = order[galleries.draw(columns, cameras=draw["cameras"], shots=draw["shots"], trial=trial)]
         yield Side(rows.features[drawn], {name: x[drawn] for name, x in rows.columns.items()}, None)
 
 
 def _trial(query: Side, gallery: Side, rules: Protocol, metric: str, rerank: Mapping | None) -> tuple[dict, dict, int]:
-    """What is found in one gallery, the same after re-ranking ({} if not asked for), and how many rows it has."""
+    """The metrics of one gallery, those after re-ranking ({} without `rerank`), and its number of rows."""
+    by_identity = rules.cmc == "identity"
     rows = ranking.relevance(rules.junk, query.columns, gallery.columns)
     sides, reranked = (query.features, gallery.features), {}
     if rerank is not None:
-        reranked = ranking.rank(_reranked(*sides, rerank), rows, by_identity=rules.by_identity)
+        reranked = ranking.rank(reranking.rerank(*sides, **RERANK | rerank), rows, by_identity=by_identity)
     if metric == "euclidean":
         # -|q - g|^2 / 2 = q.g - |q|^2 / 2 - |g|^2 / 2. The order needs no |q|; a TPR, which compares queries, does.
         halves = [-np.einsum("nd,nd->n", x, x, dtype=np.float64) / 2 for x in sides]
         columns = (halves[0], np.ones(len(sides[0]))), (np.ones(len(sides[1])), halves[1])
         sides = [np.column_stack([x, *more]).astype(np.float32) for x, more in zip(sides, columns)]
-    plain = rank(*sides, rows, sharding.make_mesh(data=-1, model=1), by_identity=rules.by_identity)
+    plain = rank(*sides, rows, sharding.make_mesh(data=-1, model=1), by_identity=by_identity)
     return plain, reranked, len(gallery.features)
 
 
-def _reranked(query: np.ndarray, gallery: np.ndarray, options: Mapping[str, float]) -> Iterator[np.ndarray]:
-    try:
-        return reranking.rerank(query, gallery, **RERANK | options)
-    except (TypeError, ValueError) as error:  # it must be the options: the features are known to be good
-        raise ConfigError(str(error)) from error
-
-
 def _mean(trials: Sequence[dict]) -> dict:
-    """The mean of every metric. All draws show the same persons to the same cameras, so their valid queries agree."""
+    """The mean of every metric. All draws have the same identities and cameras, so their valid queries agree."""
     cmc = np.mean([trial["cmc"] for trial in trials], axis=0).tolist()
     means = {name: float(np.mean([trial[name] for trial in trials])) for name in ranking.METRICS}
     return means | {"cmc": cmc, "num_valid": trials[0]["num_valid"]}
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """What a feature file holds of `KEYS`; raises DataError for one that cannot be read."""
+    """The arrays of a feature file that `KEYS` names; raises DataError for one that cannot be read."""
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
@@ -252,10 +230,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 2 bad arguments, 3 features that cannot be judged."""
+    """The command line; returns the exit code: 0 done, 2 bad arguments, 3 features that cannot be scored."""
     parser = argparse.ArgumentParser(
         prog="python -m jax_mmreid.tools.score",
-        description=__doc__,
+        description=f"{__doc__}\n{protocols.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--query", required=True)
