@@ -130,7 +130,7 @@ def _side(name: str, arrays: Arrays, protocol: str, metric: str) -> Side:
         _refuse(
             name,
             strange,
-            f"has a camera other than 1 to {rules.cameras}, which are those of the dataset; number them so",
+            f"has a camera other than 1 to {rules.cameras}, the numbers of the dataset; renumber it",
         )
     if paths is not None:
         again = np.ones(len(paths), bool)
