@@ -80,7 +80,7 @@ def test_the_quickstart_may_start_from_aligned_towers(arg):
         assert config.data.text.tokenizer == f"{workdir}/tokenizer"
     changed = {line.split(" ")[0].split(".")[0] for line in difference(to_json(plain), config)}
     assert changed <= {"init", "pretrain", "model", "data"}
-    with pytest.raises(ConfigError, match="init=clip: method=clip starts at random"):
+    with pytest.raises(ConfigError, match="init=clip: method=clip starts from random weights"):
         load_config("quickstart", "method=clip,init=clip")
 
 
