@@ -35,7 +35,6 @@ def info_nce(x: Array, y: Array, *, scale: Array, key: Array, where: Array, bloc
         return jnp.logaddexp(total, jax.nn.logsumexp(z, axis=1)), jax.nn.logsumexp(z, axis=0)
 
     of_rows, of_columns = _over_columns(add, jnp.full(own.shape, NONE), Columns(y, key, where), block)
-    of_columns = of_columns.T.reshape(-1)
     return masked.blank((jax.nn.softplus(of_rows - own) + jax.nn.softplus(of_columns - own)) / 2, where)
 
 
@@ -71,11 +70,20 @@ def _negatives(z: Array, rows: tuple[Array, Array], columns: Columns) -> Array:
 
 
 def _over_columns(add: Callable, total: Array, columns: Columns, block: int) -> tuple[Array, Array | None]:
-    """Scans `add` over blocks of columns: the last total, and what it gave for each block.
+    """Scans `add` over blocks of columns: the last total [B], and what it returned for each column, [B] or None.
 
-    Block k of n holds columns k, k + n, ..., so that each is spread over the devices as the batch is.
+    Block k of n holds columns k, k + n, ..., so that each is spread over the devices as the batch is. Blocks have
+    between half of `block` and `block` columns; where B has no such divisor, the last ones are filled up with columns
+    that do not exist.
     """
     B = len(total)
-    blocks = next(n for n in range(1, B + 1) if B % n == 0 and B // n <= max(block, 1))
-    columns = jax.tree.map(lambda x: x.reshape(-1, blocks, *x.shape[1:]).swapaxes(0, 1), columns)
-    return jax.lax.scan(jax.checkpoint(add), total, columns)
+    least = -(-B // max(block, 1))
+    blocks = next((n for n in range(least, 2 * least) if B % n == 0), least)
+    fill = -B % blocks
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1))  # False in `where`
+        return x.reshape(-1, blocks, *x.shape[1:]).swapaxes(0, 1)
+
+    total, of_columns = jax.lax.scan(jax.checkpoint(add), total, jax.tree.map(split, columns))
+    return total, jax.tree.map(lambda x: x.T.reshape(-1)[:B], of_columns)
