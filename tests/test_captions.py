@@ -1,4 +1,4 @@
-"""The caption files: how pictures are named, what is drawn, and what is said when a file is broken."""
+"""The caption files: names of pictures, the draw of queries, faults of files."""
 
 import functools
 import json
@@ -58,7 +58,7 @@ def test_a_path_outside_of_the_folders_stays():
         ("datasets/llcm/nir/0005/x.jpg", "nir/0005/x.jpg"),
     ],
 )
-def test_llcm_speaks_of_test_pictures_as_of_training_pictures(path, key):
+def test_llcm_names_test_pictures_like_training_pictures(path, key):
     assert llcm._key(path) == key
 
 
@@ -79,21 +79,21 @@ def test_the_draw_needs_a_caption_of_every_identity():
 
 @pytest.mark.parametrize("read", [captions.read_lists, lambda file: captions.read_table(file, KEY)])
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (b'{"Visible/1/a.bmp": "caf\xe9"}', "'utf-8' codec can't decode"),
         (b'{"Visible/1/a.bmp": ', "should be JSON in UTF-8"),
         (b'["a caption"]', "one JSON object, not a list"),
-        (b'{"Visible/1/a.bmp": 3}', "of"),
+        (b'{"Visible/1/a.bmp": 3}', "the entry of"),
     ],
 )
-def test_files_that_are_no_captions(tmp_path, read, content, told):
+def test_files_that_are_no_captions(tmp_path, read, content, reason):
     (tmp_path / "c.json").write_bytes(content)
     message = refused(read, str(tmp_path / "c.json"))
-    assert message.startswith("captions: ") and str(tmp_path / "c.json") in message and told in message
+    assert message.startswith("captions: ") and str(tmp_path / "c.json") in message and reason in message
 
 
-def test_pictures_that_a_file_does_not_describe(tmp_path):
+def test_pictures_without_a_caption(tmp_path):
     file = save(tmp_path / "c.json", {"/x/Visible/1/a.bmp": "A man.", "Visible/1/b.bmp": {"description": " "}})
     table = captions.read_table(file, KEY)
     assert captions.look_up(table, ["Visible/1/a.bmp"], file, KEY).tolist() == ["A man."]
@@ -103,19 +103,19 @@ def test_pictures_that_a_file_does_not_describe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("array", "told"),
+    ("array", "reason"),
     [
         (np.array(["a", "b"], object), "Object arrays cannot be loaded"),
         (np.array(["a", "b", "c"]), "holds <U1[3], but there are 2 training pictures"),
         (np.array([1.0, 2.0]), "holds float64[2]"),
-        (np.array(["a", ""]), "says nothing in row 1 (1 such rows)"),
+        (np.array(["a", ""]), "has an empty caption in row 1 (1 such rows)"),
     ],
 )
-def test_arrays_that_are_no_captions(tmp_path, array, told):
+def test_arrays_that_are_no_captions(tmp_path, array, reason):
     file = tmp_path / "train_text.npy"
     np.save(file, array, allow_pickle=True)
     message = refused(captions.read_array, str(file), ["x", "y"])
-    assert str(file) in message and told in message
+    assert str(file) in message and reason in message
 
 
 def test_an_array_that_is_cut_off(tmp_path):
@@ -148,13 +148,13 @@ SPLITS = {
 def files(tmp_path):
     """Caption files of all pictures; a caption is the name of its picture."""
 
-    def said(name, folder, *fields):
-        return {f"datasets/regdb/{folder}/{path}.bmp": {f: f"{path} {f[0]}" for f in fields} for path in name}
+    def table(names, folder, *fields):
+        return {f"datasets/regdb/{folder}/{path}.bmp": {f: f"{path} {f[0]}" for f in fields} for path in names}
 
     for kind, folder, names in (("RGB", "Visible", ("1/a", "2/f")), ("IR", "Thermal", ("1/b", "1/c", "2/d", "2/e"))):
         where = tmp_path / "Text" / f"Blip_{kind}"
-        save(where / f"caption_dict_Blip_{kind}.json", said(names, folder, "description"))
-        save(where / f"caption_llm_dict_Blip_{kind}.json", said(names, folder, "description", "aug_description"))
+        save(where / f"caption_dict_Blip_{kind}.json", table(names, folder, "description"))
+        save(where / f"caption_llm_dict_Blip_{kind}.json", table(names, folder, "description", "aug_description"))
     save(tmp_path / "Text" / "Blip_RGB" / "id_caption_map_Blip_RGB.json", {"1": ["one"], "2": ["two", "too"]})
     return tmp_path
 
@@ -178,9 +178,9 @@ def test_columns_of_captions(files, caplog):
     assert SPLITS["train"].captions == {}
 
 
-def test_without_other_words_and_without_captions(files):
-    plain = open_files(files, rephrased=False).add(SPLITS)
-    assert set(plain["train"].captions) == {"rgb", "ir"}
+def test_without_rephrased_captions_and_without_any(files):
+    original = open_files(files, rephrased=False).add(SPLITS)
+    assert set(original["train"].captions) == {"rgb", "ir"}
     none = open_files(files / "nowhere", captioner="").add(SPLITS)
     assert all(records.captions == {} for records in none.values())
 
@@ -213,17 +213,17 @@ def more(files):
 
 
 @pytest.mark.parametrize("rephrased", [False, True])
-def test_every_picture_of_every_split_is_described(more, rephrased, caplog):
+def test_every_picture_of_every_split_has_a_caption(more, rephrased, caplog):
     splits = open_files(more, rephrased=rephrased).of_every_picture(WHOLE)
-    plain = {"nir": ["", "1/b d"], "tir": ["1/c d", "2/d d"], "rgb": ["1/a d", "2/f d"]}
-    other = {f"{m}_rephrased": [text[:-1] + "a" if text else "" for text in said] for m, said in plain.items()}
+    original = {"nir": ["", "1/b d"], "tir": ["1/c d", "2/d d"], "rgb": ["1/a d", "2/f d"]}
+    other = {f"{m}_rephrased": [x[:-1] + "a" if x else "" for x in column] for m, column in original.items()}
     found = {split: {name: x.tolist() for name, x in records.captions.items()} for split, records in splits.items()}
     assert found == {
-        "train": plain | (other if rephrased else {}),
-        "test": {"tir": ["2/e d"], "rgb": ["3/g d"]},  # no key for what no row has, nor other words
+        "train": original | (other if rephrased else {}),
+        "test": {"tir": ["2/e d"], "rgb": ["3/g d"]},  # no key for what no row has, and no rephrased captions
     }
     assert not caplog.records and all(records.captions == {} for records in WHOLE.values())
-    (more / "Text" / "Blip_RGB" / "id_caption_map_Blip_RGB.json").unlink()  # no witness is asked
+    (more / "Text" / "Blip_RGB" / "id_caption_map_Blip_RGB.json").unlink()  # which these datasets do not have
     open_files(more, rephrased=rephrased).of_every_picture(WHOLE)
     assert open_files(more / "nowhere", captioner="").of_every_picture(WHOLE) == WHOLE
 
@@ -237,29 +237,29 @@ def test_one_picture_of_any_split_without_a_caption(more):
         assert f"{file} has no 'description' of Thermal/{path}.bmp (1 of " in message
 
 
-def test_a_file_that_two_modalities_share_is_complained_of_once(more, caplog):
+def test_a_file_that_two_modalities_share_is_reported_once(more, caplog):
     fewer = {split: records.take(np.array([0])) for split, records in WHOLE.items()}
-    told = f"captions: {more}/Text/Blip_IR/caption_dict_Blip_IR.json describes Thermal/1/b.bmp (2 such)"
+    message = f"captions: {more}/Text/Blip_IR/caption_dict_Blip_IR.json has captions of Thermal/1/b.bmp (2 such)"
     options = dict(rephrased=False, allow_missing_files=True)
     assert set(open_files(more, **options).of_every_picture(fewer)["train"].captions) == {"rgb", "tir"}
     assert [x.getMessage() for x in caplog.records if "Blip_IR" in x.getMessage()] == [
-        f"{told}, which is not in the data; left out"
+        f"{message}, which is not in the data; left out"
     ]
 
 
 def test_a_caption_of_an_absent_picture(files, caplog):
     fewer = {name: SPLITS[name] for name in ("train", "query")}
     fewer["query"] = fewer["query"].take(np.array([0]))
-    told = f"captions: {files}/Text/Blip_RGB/caption_llm_dict_Blip_RGB.json describes Visible/2/f.bmp (1 such)"
-    assert refused(open_files(files).add, fewer).startswith(f"{told}, which is not in the data; add it, or set ")
+    message = f"captions: {files}/Text/Blip_RGB/caption_llm_dict_Blip_RGB.json has captions of Visible/2/f.bmp (1 such)"
+    assert refused(open_files(files).add, fewer).startswith(f"{message}, which is not in the data; add it, or set ")
     open_files(files, allow_missing_files=True).add(fewer)
-    assert [record.getMessage().partition(" describes ")[2] for record in caplog.records] == [
+    assert [record.getMessage().partition(" has captions of ")[2] for record in caplog.records] == [
         "Visible/2/f.bmp (1 such), which is not in the data; left out",
         "Thermal/2/e.bmp (1 such), which is not in the data; left out",
     ]
 
 
-def test_captions_may_describe_pictures_that_no_split_has(files, caplog):
+def test_captions_of_pictures_that_no_split_has_are_allowed(files, caplog):
     for path in ("Visible/2/f.bmp", "Thermal/2/e.bmp"):
         (files / path).parent.mkdir(parents=True, exist_ok=True)
         (files / path).write_bytes(b"")
@@ -281,19 +281,19 @@ def test_absent_files(files, kind, stem, way_out):
     path = files / "Text" / f"Blip_{kind}" / f"{stem}_Blip_{kind}.json"
     path.unlink()
     message = refused(open_files(files).add, SPLITS)
-    assert message == f"captions: no file {path}; add it, or set {way_out} to go without"
+    assert message == f"captions: no file {path}; add it, or set {way_out} to go without it"
 
 
-def test_captions_of_witnesses_replace_the_draw(files):
-    said = {"/data0/Thermal/2/e.bmp": "second", "Thermal/2/d.bmp": {"description": "first"}}
-    file = save(files / "mine.json", said)
+def test_query_captions_replace_the_draw(files):
+    captions = {"/data0/Thermal/2/e.bmp": "second", "Thermal/2/d.bmp": {"description": "first"}}
+    file = save(files / "mine.json", captions)
     (files / "Text" / "Blip_RGB" / "id_caption_map_Blip_RGB.json").unlink()
     query = open_files(files, query_captions=file).add(SPLITS)["query"]
     assert query.captions["rgb"].tolist() == ["first", "second"] and query.captions["ir"][0] == "2/d d"
     alone = open_files(files, captioner="", query_captions=file).add(SPLITS)
     assert set(alone["query"].captions) == {"rgb"} and alone["train"].captions == {}
-    save(files / "mine.json", said | {"Thermal/2/g.bmp": "third"})
-    assert "describes Thermal/2/g.bmp (1 such), which is no query" in refused(
+    save(files / "mine.json", captions | {"Thermal/2/g.bmp": "third"})
+    assert "has captions of Thermal/2/g.bmp (1 such), which is not a query" in refused(
         open_files(files, query_captions=file).add, SPLITS
     )
     save(files / "mine.json", {"Thermal/2/d.bmp": "first"})

@@ -1,4 +1,4 @@
-"""`input_pipeline.check`: what it counts, what it names, its exit codes, and that it does without jax."""
+"""`input_pipeline.check`: what it counts, what it names, its exit codes, and that it needs no jax."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from input_pipeline.synthesize import synthesize
 
 ROOT = Path(__file__).parent.parent
 KEYS = ["dataset", "data_dir", "modalities", "ok", "problem", "splits", "deep"]
-SPLIT_KEYS = ["identities", "rows", "images", "cameras", "missing", "counts", "expected"]
+SPLIT_KEYS = ["identities", "rows", "images", "cameras", "missing", "captions", "counts", "expected"]
 
 
 @pytest.fixture
@@ -50,21 +50,22 @@ def test_the_report_on_data_of_another_size(folder, capsys):
         "images": 9,
         "cameras": [1, 2, 3],
         "missing": {"rgb": 0, "nir": 0, "tir": 0},
+        "captions": {"rgb": 0, "nir": 0, "tir": 0},
         "counts": "differs",
         "expected": {"identities": 30, "cameras": [1, 2], "rows": 836},
     }
     code, lines = run(capsys, *base(folder))
     assert code == 3 and "train: 2 identities, 6 rows, 18 images, cameras 1 2 3; missing: nothing" in lines
     assert "test: differs: identities 1, expected 30; cameras 1 2 3, expected 1 2; rows 3, expected 836" in lines
-    assert lines[-1] == "not well: counts differ in train, test (--own if these are other data)"
+    assert lines[-1] == "problems found: counts differ in train, test (add --own if these are your own data)"
 
 
-def test_no_number_is_expected_of_own_data(folder, capsys):
+def test_no_counts_are_expected_of_own_data(folder, capsys):
     code, report = run(capsys, *base(folder), "--own", "--json")
     assert code == 0 and report["ok"]
     assert {(split["counts"], split["expected"]) for split in report["splits"].values()} == {("unknown", None)}
     code, lines = run(capsys, *base(folder), "--own")
-    assert code == 0 and "test: no published count" in lines and lines[-1] == "all is well"
+    assert code == 0 and "test: no published count" in lines and lines[-1] == "no problem found"
 
 
 def test_as_many_as_published(folder, capsys, monkeypatch):
@@ -84,7 +85,7 @@ def test_an_absent_picture_is_named_and_the_rest_counted(folder, capsys):
     assert report["splits"]["test"]["missing"] == {"rgb": 0, "nir": 1, "tir": 0}
     assert report["splits"]["test"]["images"] == 8
     code, lines = run(capsys, *base(folder), "--own")
-    assert code == 3 and lines[-1] == "not well: something is absent or not understood"
+    assert code == 3 and lines[-1] == "problems found: a file is absent or cannot be read"
     code, lines = run(capsys, *base(folder), "--own", "--allow_missing_files")
     assert code == 0 and any(line.endswith("missing: 1 nir") for line in lines)
     code, report = run(capsys, *base(folder), "--own", "--modalities=rgb/tir", "--json")
@@ -108,15 +109,15 @@ def test_every_file_is_decoded_and_the_broken_ones_are_named(folder, capsys):
     code, report = run(capsys, *base(folder), "--own", "--deep", "--limit=2", "--json")
     assert code == 3 and report["deep"]["broken"] == 7 and len(report["deep"]["first"]) == 2
     code, lines = run(capsys, *base(folder), "--own", "--deep")
-    assert code == 3 and lines[-1] == "not well: 7 broken files" and "decoded 27 files, 7 of them broken" in lines
+    assert code == 3 and lines[-1] == "problems found: 7 broken files" and "decoded 27 files, 7 of them broken" in lines
     broken = [line for line in lines if line.startswith("broken: ")]
     assert {str(file) for file in files if any(str(file) in line for line in broken)} == {
         str(files[i]) for i in (3, 4, 5, 6, 7, 9, 11)
     }
-    assert run(capsys, *base(folder), "--own")[0] == 0  # only a deep look finds them
+    assert run(capsys, *base(folder), "--own")[0] == 0  # only --deep finds them
 
 
-def test_strips_are_cut_by_the_deep_look(tmp_path, capsys):
+def test_deep_cuts_strips(tmp_path, capsys):
     synthesize(tmp_path / "data", layout="rgbnt100", num_train_ids=2, num_test_ids=1, cameras=2, height=32)
     code, report = run(capsys, *base(tmp_path / "data", "rgbnt100"), "--own", "--deep", "--json")
     assert code == 0 and report["deep"]["files"] == 8 + 4 + 2 and report["splits"]["train"]["images"] == 24
@@ -142,10 +143,13 @@ def test_options_of_a_dataset(tmp_path, capsys):
     assert code == 3 and "no file" in report["problem"] and report["modalities"] == []
 
 
-def test_captions_that_an_option_names_are_looked_for(folder, capsys):
+def test_captions_that_an_option_names_are_read_and_counted(folder, capsys):
     option = "--option=captioner=Blip"
     code, report = run(capsys, *base(folder), option, "--own", "--json")
     assert code == 0 and report["modalities"] == ["rgb", "nir", "tir"]
+    assert report["splits"]["train"]["captions"] == {"rgb": 6, "nir": 6, "tir": 6}
+    code, lines = run(capsys, *base(folder), option, "--own")
+    assert "test: rows with captions: rgb 3, nir 3, tir 3" in lines
     code, report = run(capsys, *base(folder), option, "--json")
     assert report["splits"]["train"]["expected"]["rows"] == 3951
     file = folder / "Text" / "Blip_IR" / "caption_dict_Blip_IR.json"
@@ -158,7 +162,7 @@ def test_captions_that_an_option_names_are_looked_for(folder, capsys):
 
 def test_a_check_draws_nothing(tmp_path, capsys):
     code, report = run(capsys, *base(tmp_path / "new", "synthetic"), "--json")
-    assert code == 3 and "nothing was drawn" in report["problem"] and not list(tmp_path.iterdir())
+    assert code == 3 and "holds no drawn pictures yet" in report["problem"] and not list(tmp_path.iterdir())
     sizes = dict(num_train_ids=2, num_test_ids=1, cameras=2, images_per_camera=1, height=32)
     synthesize(tmp_path / "new", **sizes)
     options = [f"--option={key}={value}" for key, value in sizes.items()]
@@ -168,17 +172,17 @@ def test_a_check_draws_nothing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--dataset=rgbn"], "no dataset 'rgbn'; there are"),
         (["--modalities=radar"], "rgbnt201 has rgb, nir, tir"),
-        (["--option=colour=1"], "data.options of rgbnt201: got an unexpected keyword argument 'colour'"),
+        (["--option=colour=1"], "config.data.options of rgbnt201: no option 'colour'"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_2(tmp_path, capsys, arguments, told):
+def test_bad_arguments_are_one_line_and_exit_2(tmp_path, capsys, arguments, message):
     assert check.main([*base(tmp_path), *arguments]) == 2
     out, err = capsys.readouterr()
-    assert told in err and len(err.splitlines()) == 1 and out == ""
+    assert message in err and len(err.splitlines()) == 1 and out == ""
 
 
 @pytest.mark.parametrize("arguments", [[], ["--option=colour"], ["--limit=many"]])
@@ -186,6 +190,17 @@ def test_arguments_that_cannot_be_parsed_exit_2(tmp_path, capsys, arguments):
     with pytest.raises(SystemExit) as error:
         check.main([*base(tmp_path), *arguments] if arguments else [])
     assert error.value.code == 2
+
+
+def test_a_defect_is_a_traceback(folder, monkeypatch):
+    """Only ConfigError and DataError become one line."""
+
+    def load(data_dir, *, modalities, allow_missing_files):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(rgbnt201, "load", load)
+    with pytest.raises(ValueError, match="a defect"):
+        check.main(base(folder))
 
 
 def test_the_command_takes_seconds_and_no_jax(folder):
@@ -199,4 +214,4 @@ def test_the_command_takes_seconds_and_no_jax(folder):
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "all is well" and time.monotonic() - begin < 15
+    assert done.stdout.splitlines()[-1] == "no problem found" and time.monotonic() - begin < 15

@@ -1,4 +1,4 @@
-"""Dataset files: the layout of RGBNT201 and what is said when it is broken; the synthetic dataset in any layout."""
+"""Dataset modules: the layout of RGBNT201 and its faults; the synthetic dataset in any layout; options."""
 
 import importlib
 import json
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline import datasets
 from input_pipeline.datasets import rgbnt201, synthetic
 from input_pipeline.records import Records
 from input_pipeline.synthetic import layouts
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 
 ALL = ("rgb", "nir", "tir")
 TRAIN = ("000012_cam1_0_00", "000003_cam2_0_01", "000003_cam1_1_07", "000140_cam12_0_02", "000012_cam3_0_00")
@@ -77,7 +78,7 @@ def test_a_caption_is_that_of_the_picture_beside_it(tmp_path, modalities):
     assert all(records.captions == {} for records in load(tmp_path / "x", modalities).values())
 
 
-def test_a_picture_that_is_absent_says_nothing_and_one_that_is_there_must(tmp_path, caplog):
+def test_every_picture_that_exists_needs_a_caption(tmp_path, caplog):
     plan = dict(num_train_ids=2, num_test_ids=2, cameras=2, images_per_camera=1, height=32)
     whole = synthetic.load(str(tmp_path / "x"), modalities=ALL, allow_missing_files=False, **plan, captioner="Blip")
     gone = whole["train"].paths["nir"][2]
@@ -86,7 +87,7 @@ def test_a_picture_that_is_absent_says_nothing_and_one_that_is_there_must(tmp_pa
     for m in ALL:
         want = whole["train"].captions[m].tolist()
         assert read.captions[m].tolist() == (want if m != "nir" else [*want[:2], "", *want[3:]])
-    assert f"describes {gone} (1 such), which is not in the data; left out" in caplog.text
+    assert f"has captions of {gone} (1 such), which is not in the data; left out" in caplog.text
     file = tmp_path / "x" / "Text" / "Blip_IR" / "caption_dict_Blip_IR.json"
     table = json.loads(file.read_text())
     del table[whole["test"].paths["tir"][1]]
@@ -169,13 +170,13 @@ def test_empty_split(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["000200_c1_0_00", "20_cam1_0_00", "000200_cam1"])
-def test_file_name_that_says_no_identity(tmp_path, name):
+def test_file_name_without_an_identity(tmp_path, name):
     message = refused(write_tree(tmp_path, test=(*TEST, name)))
     assert f"'test/RGB/{name}.jpg'" in message and "000287_cam1_0_05.jpg" in message
 
 
 def test_unknown_modality(tmp_path):
-    with pytest.raises(ValueError, match="data.spec.modalities.*rgbnt201 has rgb, nir, tir"):
+    with pytest.raises(ConfigError, match="config.data.modalities.*rgbnt201 has rgb, nir, tir"):
         load(write_tree(tmp_path), modalities=("rgb", "ir"))
 
 
@@ -199,13 +200,16 @@ def test_synthetic_writes_once_and_refuses_other_arguments(tmp_path, monkeypatch
     assert first["train"].fingerprint() == second["train"].fingerprint()
     assert len(read()["test"]) == 2  # arguments that are not asked for may be anything
     assert written == [dict(layout="rgbnt201", seed=3, height=64)]
-    with pytest.raises(DataError, match="was made with seed=3 not 4, height=64 not 128; delete it or choose another"):
+    with pytest.raises(DataError, match="was drawn with seed=3 not 4, height=64 not 128; delete it or choose another"):
         read(seed=4, height=128, cameras=4)
-    with pytest.raises(ValueError, match="data.options of synthetic: .*'colour'"):
+    with pytest.raises(ConfigError, match="config.data.options of synthetic with layout=rgbnt201: no option 'colour'"):
         read(colour=1)
-    (tmp_path / "syn" / "synthesized.json").unlink()
-    with pytest.raises(DataError, match="no readable synthesized.json"):
-        read(seed=3)
+    for content in ("[1]", "{", None):
+        (tmp_path / "syn" / "synthesized.json").unlink()
+        if content is not None:
+            (tmp_path / "syn" / "synthesized.json").write_text(content)
+        with pytest.raises(DataError, match="no readable synthesized.json"):
+            read(seed=3)
 
 
 def test_synthetic_draws_real_pictures(tmp_path):
@@ -226,15 +230,15 @@ def test_synthetic_made_by_a_faster_process_is_read(tmp_path, monkeypatch):
     assert len(synthetic.load(str(tmp_path / "syn"), modalities=ALL, allow_missing_files=False)["train"]) == 5
 
 
-CROSS_MODAL = ("llcm", "regdb", "sysu_mm01")
-PLANS = (  # two cameras are few enough for a person to miss one; persons 9 and 15 miss more
+VISIBLE_INFRARED = ("llcm", "regdb", "sysu_mm01")
+PLANS = (  # two cameras are few enough for an identity to miss one; identities 9 and 15 miss more
     dict(num_train_ids=8, num_test_ids=2, cameras=2, images_per_camera=1, height=32),
     dict(num_train_ids=2, num_test_ids=3, cameras=4, images_per_camera=2, height=32),
 )
 
 
 def read(folder, **options):
-    modalities = options.pop("modalities", ("rgb", "ir") if options.get("layout") in CROSS_MODAL else ALL)
+    modalities = options.pop("modalities", ("rgb", "ir") if options.get("layout") in VISIBLE_INFRARED else ALL)
     return synthetic.load(str(folder), modalities=modalities, allow_missing_files=False, **options)
 
 
@@ -248,20 +252,20 @@ def test_synthetic_draws_any_layout_and_reads_it_as_its_dataset_does(tmp_path, l
         split: x.fingerprint() for split, x in own.items()
     }
     assert json.loads((tmp_path / layout / "synthesized.json").read_text())["layout"] == layout
-    with pytest.raises(DataError, match=f"was made with layout={layout} not {layouts.LAYOUTS[layout == 'llcm']};"):
+    with pytest.raises(DataError, match=f"was drawn with layout={layout} not {layouts.LAYOUTS[layout == 'llcm']};"):
         read(tmp_path / layout, layout=layouts.LAYOUTS[layout == "llcm"], **PLANS[1])
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_synthetic_counts_are_what_it_draws(tmp_path, layout, plan):
-    both = ("rgb", "ir") if layout in CROSS_MODAL else ALL
+    both = ("rgb", "ir") if layout in VISIBLE_INFRARED else ALL
     more = {"sysu_mm01": dict(source="npy"), "regdb": dict(trial=7), "rgbnt201": dict(captioner="Blip")}.get(layout, {})
     for options in (dict(seed=2, **plan), dict(seed=2, **plan, **more)):
         for modalities in (both, both[:1], both[1:]):
             found = read(tmp_path / layout, layout=layout, modalities=modalities, **options)
-            told = synthetic.counts("", layout=layout, modalities=modalities, **options)
-            assert {split: counts._asdict() for split, counts in told.items()} == {
+            counted = synthetic.counts("", layout=layout, modalities=modalities, **options)
+            assert {split: counts._asdict() for split, counts in counted.items()} == {
                 split: dict(
                     identities=len(set(records.pid.tolist())),
                     cameras=tuple(sorted(set(records.camid.tolist()))),
@@ -271,41 +275,59 @@ def test_synthetic_counts_are_what_it_draws(tmp_path, layout, plan):
             }
 
 
-def test_synthetic_passes_each_option_to_whom_it_concerns(tmp_path):
+def test_synthetic_draws_with_some_options_and_reads_with_the_others(tmp_path):
     options = dict(layout="regdb", seed=2, **PLANS[1])
     first = read(tmp_path / "drawn", captioner="", **options)
     second = read(tmp_path / "drawn", trial=2, rephrased=False, **options)  # the same pictures, read otherwise
     assert first["train"].captions == {} and list(second["train"].captions) == ["rgb", "ir"]
     assert set(first["train"].paths["rgb"]) != set(second["train"].paths["rgb"])
-    with pytest.raises(DataError, match="was made with seed=2 not 3"):
+    with pytest.raises(DataError, match="was drawn with seed=2 not 3"):
         read(tmp_path / "drawn", **options | dict(seed=3))
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(layout="sysu"), "data.options.layout='sysu': synthetic draws llcm, msvr310, regdb, .* sysu_mm01"),
+        (dict(layout="sysu"), "config.data.options.layout='sysu': expected one of 'llcm', 'msvr310', .* 'sysu_mm01'"),
         (
             dict(layout="sysu_mm01", trial=1),
-            "no option 'trial' for layout 'sysu_mm01'; there are layout, seed, .* source",
+            "no option 'trial'; there are layout, seed, .* source, captioner, rephrased, query_captions$",
         ),
-        (
-            dict(layout="rgbnt100", captioner="Blip"),
-            "no option 'captioner' for layout 'rgbnt100'; there are layout, seed, .*, height$",
-        ),
-        (
-            dict(query_captions=""),
-            "no option 'query_captions' for layout 'rgbnt201'; .*, height, captioner, rephrased$",
-        ),
-        (dict(layout="regdb", trial=11), "data.options.trial=11: regdb has trials 1 to 10"),
+        (dict(layout="rgbnt100", captioner="Blip"), "no option 'captioner'; there are layout, seed, .*, height$"),
+        (dict(query_captions=""), "no option 'query_captions'; .*, height, captioner, rephrased;"),
+        (dict(layout="regdb", trial=11), r"config.data.options.trial=11: must lie in \[1, 10\]"),
+        (dict(layout="regdb", trial="1"), "config.data.options.trial='1': must be a whole number"),
         (dict(output="elsewhere"), "no option 'output'"),
+        (dict(cameras=0), r"config.data.options.cameras=0: must lie in \[1, 9\]"),
+        (dict(height=32.0), "config.data.options.height=32.0: must be a whole number"),
+        (dict(num_train_id=3), "no option 'num_train_id'; .*; did you mean 'num_train_ids'"),
     ],
 )
-def test_synthetic_options_that_there_are_not(tmp_path, options, message):
+def test_impossible_options_of_the_synthetic_dataset(tmp_path, options, message):
     modalities = ("rgb", "ir") if "layout" in options else ALL
-    with pytest.raises(ValueError, match=message):
-        synthetic.counts("", modalities=modalities, **options)
-    with pytest.raises(ValueError, match=message):
-        read(tmp_path / "new", modalities=modalities, height=32, num_train_ids=2, num_test_ids=2, **options)
-    with pytest.raises(ValueError, match="data.spec.modalities.*regdb has rgb, ir"):
+    given = dict(data_dir=str(tmp_path / "new"), modalities=modalities)
+    for function, more in (("counts", {}), ("load", dict(allow_missing_files=False))):
+        with pytest.raises(ConfigError, match=message) as error:
+            datasets.find("synthetic", function, options, **given, **more)()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_modalities_that_the_layout_lacks():
+    with pytest.raises(ConfigError, match="config.data.modalities.*regdb has rgb, ir"):
         synthetic.counts("", modalities=ALL, layout="regdb")
+
+
+def test_a_defect_of_a_dataset_module_is_no_config_error(monkeypatch):
+    """Options are compared with the signature; a TypeError inside the call passes through."""
+
+    def load(data_dir, *, modalities, allow_missing_files, colour=1):
+        return len(colour)
+
+    monkeypatch.setattr(rgbnt201, "load", load)
+    monkeypatch.setattr(rgbnt201, "RANGES", {"colour": "[0, 3)"}, raising=False)
+    given = dict(data_dir="", modalities=ALL, allow_missing_files=False)
+    with pytest.raises(TypeError, match="object of type 'int' has no len"):
+        datasets.find("rgbnt201", "load", dict(colour=2), **given)()
+    with pytest.raises(ConfigError, match=r"config.data.options.colour=3: must lie in \[0, 3\)"):
+        datasets.find("rgbnt201", "load", dict(colour=3), **given)

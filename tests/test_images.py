@@ -102,7 +102,7 @@ def test_a_flaw_that_pillow_forgives_is_pillows_picture():
 
 
 def png_header(height, width):
-    """A PNG that says it is huge and has no pixels."""
+    """A PNG whose header gives a huge size, without pixels."""
     chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
@@ -110,7 +110,7 @@ def png_header(height, width):
 
 
 def jpeg_header(height, width):
-    """A JPEG of a few pixels that says it is huge."""
+    """A JPEG of a few pixels whose header gives a huge size."""
     data = bytearray(encoded(drawn(16, 16)))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", height, width)

@@ -1,4 +1,4 @@
-"""Manifests: what a table means, what is wrong with one, and a run on one with pictures missing at test."""
+"""Manifests: columns, faults of a table, and a run on one with pictures missing at test."""
 
 import json
 import logging
@@ -6,14 +6,14 @@ import os
 
 import numpy as np
 import pytest
-from conftest import load_config, open_tiny, tiny_config
+from conftest import build, load_config, open_tiny, tiny_config
 from PIL import Image
 
-from input_pipeline import describe
+from input_pipeline import DataConfig, describe
 from input_pipeline.datasets import manifest
-from jax_mmreid import evaluators, experiment, train
+from jax_mmreid import train
 from jax_mmreid.errors import ConfigError, DataError
-from jax_mmreid.report.tables import markdown
+from jax_mmreid.evaluators import runner
 
 HEADER = "split,pid,camid,view,rgb,nir,tir,ir,caption_rgb,caption_ir"
 ROWS = (
@@ -77,8 +77,8 @@ def test_columns_of_a_table(tmp_path):
 def test_each_modality_has_captions_of_its_own(tmp_path):
     cells = {m: [f"{m} of {n}" if n != i else "" for n in range(4)] for i, m in enumerate(manifest.MODALITIES)}
     columns = [f"caption_{m}" for m in cells][::-1]
-    said = [lambda split, n, m=m: cells[m][n + 2 * (split == "test")] for m in list(cells)[::-1]]
-    splits = load(write(tmp_path, simple(*said), ",".join(["split,pid,rgb", *columns])), modalities=("rgb",))
+    captions = [lambda split, n, m=m: cells[m][n + 2 * (split == "test")] for m in list(cells)[::-1]]
+    splits = load(write(tmp_path, simple(*captions), ",".join(["split,pid,rgb", *columns])), modalities=("rgb",))
     for split, numbers in (("train", slice(0, 2)), ("test", slice(2, 4))):
         assert {m: column.tolist() for m, column in splits[split].captions.items()} == {
             m: column[numbers] for m, column in cells.items()
@@ -141,14 +141,14 @@ def test_names_of_identities_are_numbered_in_their_order_over_all_splits(tmp_pat
     "names, numbers",
     [(("7", "900"), [7, 900]), (("007", "12"), [7, 12]), (("007", "7"), [0, 1]), (("-1", "5"), [0, 1])],
 )
-def test_numbers_stay_as_they_are_if_all_are_and_no_two_look_different(tmp_path, names, numbers):
+def test_identities_keep_their_numbers_unless_one_has_two_spellings(tmp_path, names, numbers):
     rows = [f"train,{name},{name}.jpg" for name in names] + ["test,9999,test.jpg"]
     splits = load(write(tmp_path, rows, "split,pid,rgb"), modalities=("rgb",))
     assert sorted(splits["train"].pid.tolist()) == numbers
 
 
 @pytest.mark.parametrize("split", ["query", "gallery"])
-def test_who_is_tested_must_not_be_known_from_training(tmp_path, split):
+def test_test_identities_must_be_held_out_from_training(tmp_path, split):
     rows = simple(splits=("train", "query", "gallery")) + [f"{split},1,more.jpg"]
     message = refused(write(tmp_path, rows, "split,pid,rgb"), modalities=("rgb",))
     assert f"line 8: pid '1' is in split {split}, and on line 3 in train; keep each identity on one side" in message
@@ -172,13 +172,12 @@ def test_without_cameras_a_test_picture_is_its_own_and_training_has_one(tmp_path
     assert len(set(load(write(tmp_path / "b", rows, "split,pid,rgb"), modalities=("rgb",))["test"].camid)) == 2
 
 
-def test_counts_are_those_of_the_table_and_no_picture_is_looked_at(tmp_path):
+def test_counts_are_those_of_the_table_and_no_picture_is_read(tmp_path):
     root = write(tmp_path, pictures=False)
     counts = manifest.counts(str(root), modalities=("rgb", "nir"))
     assert counts == {"train": (2, (1, 3), 2), "test": (1, (2, 12), 2)}
     assert manifest.counts(str(root), modalities=("nir",)) == {"train": (1, (3,), 1), "test": (1, (2,), 1)}
-    options = dict(image_size=(8, 4), identities=1, instances=2)
-    assert describe(name="manifest", data_dir=str(root), modalities=("rgb",), **options).cameras == (1, 3)
+    assert describe(DataConfig("manifest", str(root), modalities=("rgb",))).spec.cameras == (1, 3)
     with pytest.raises(DataError, match="line 3: no file 'a/0.jpg'"):
         load(root)
 
@@ -205,12 +204,12 @@ def test_counts_are_those_of_the_table_and_no_picture_is_looked_at(tmp_path):
         ('train,1,1,,"x.jpg,,,,,', "unexpected end of data"),
     ],
 )
-def test_a_row_that_cannot_be_is_refused_with_its_line(tmp_path, row, message):
+def test_a_faulty_row_is_refused_with_its_line(tmp_path, row, message):
     found = refused(write(tmp_path, [*ROWS, row], pictures=False))
     assert f"{tmp_path}/manifest.csv, line 6: " in found and message in found
 
 
-def test_a_picture_in_query_and_gallery_says_one_thing(tmp_path):
+def test_a_picture_in_query_and_gallery_has_one_identity_and_camera(tmp_path):
     rows = ["train,1,1,a.jpg", "query,2,1,b.jpg", "gallery,2,1,b.jpg"]
     assert len(load(write(tmp_path, rows, "split,pid,camid,rgb"), modalities=("rgb",))) == 3
     rows[2] = "gallery,3,1,b.jpg"
@@ -223,11 +222,11 @@ def test_a_picture_in_query_and_gallery_says_one_thing(tmp_path):
     "header, message",
     [
         ("split,pid,camid,view,rgbb,nir,tir,ir,caption_rgb,caption_ir", "unknown column 'rgbb'.*did you mean 'rgb'"),
-        ("split,pid,camid,view,rgb,nir,rgb,ir,caption_rgb,caption_ir", "column 'rgb' is there twice"),
+        ("split,pid,camid,view,rgb,nir,rgb,ir,caption_rgb,caption_ir", "column 'rgb' appears twice"),
         (HEADER.replace(",", ";"), "unknown column 'split;pid;"),
     ],
 )
-def test_a_header_that_cannot_be(tmp_path, header, message):
+def test_faulty_headers(tmp_path, header, message):
     with pytest.raises(DataError, match=f"manifest.csv, line 1: {message}"):
         load(write(tmp_path, header=header, pictures=False))
 
@@ -235,8 +234,8 @@ def test_a_header_that_cannot_be(tmp_path, header, message):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"split": "train", ', "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ('{"split": "train", ', "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[1]", "holds a list, not an object"),
         ('{"pid": 1.5}', "pid is 1.5; write a string, a whole number or null"),
         ('{"pid": true}', "pid is true"),
@@ -245,13 +244,13 @@ def test_a_header_that_cannot_be(tmp_path, header, message):
         ('{"rgb": "\\ud800.jpg"}', "rgb holds the character '.ud800'"),
     ],
 )
-def test_a_line_of_json_that_cannot_be(tmp_path, line, message):
+def test_faulty_lines_of_json(tmp_path, line, message):
     (tmp_path / "m.jsonl").write_text('{"split": "train", "pid": 1, "rgb": "x.jpg"}\n\n' + line)
     with pytest.raises(DataError, match=f"m.jsonl, line 3: {message}"):
         load(tmp_path, file="m.jsonl")
 
 
-def test_tables_that_say_too_little(tmp_path):
+def test_incomplete_tables(tmp_path):
     assert "no file" in refused(tmp_path)
     assert "data.options.file" in refused(tmp_path)
     assert "has no rows" in refused(write(tmp_path, []))
@@ -260,10 +259,10 @@ def test_tables_that_say_too_little(tmp_path):
     assert "has rows of split query, test, train" in refused(write(tmp_path, extra))
     (tmp_path / "manifest.csv").write_bytes(f"{HEADER}\n{ROWS[0]}\n".encode() + b"train,M\xfcller,1,,x.jpg,,,,,\n")
     assert "line 3: the bytes are not UTF-8" in refused(tmp_path)
-    with pytest.raises(ValueError, match="data.options.file='pictures.txt': a manifest is a .csv or a .jsonl file"):
+    with pytest.raises(ConfigError, match="config.data.options.file='pictures.txt': a manifest is a .csv or"):
         load(tmp_path, file="pictures.txt")
     with pytest.raises(
-        ValueError, match=r"data.modalities=\('rgb', 'ir'\): .*manifest.csv has pictures of rgb, nir, tir"
+        ConfigError, match=r"config.data.modalities=\('rgb', 'ir'\): .*manifest.csv has pictures of rgb, nir, tir"
     ):
         load(write(tmp_path), modalities=("rgb", "ir"))
     assert "no row of split test has a picture of tir" in refused(tmp_path, modalities=("tir",))
@@ -326,33 +325,35 @@ def tiny(table, incomplete, **options):
 def model(table):
     """(experiment, state) of random weights."""
     config = tiny(table, "error")
-    exp = experiment.build(config, open_tiny(config))
+    exp = build(config, open_tiny(config))
     return exp, exp.create(np.array([0, 1], np.uint32))
+
+
+def evaluate(config, exp, state, data):
+    """Results of the rows of a config."""
+    method, variables = exp.phases[-1].method, state.variables
+    return runner.run(config.evals.to_dict(), method, variables, data, exp.mesh, mean=0.5, std=0.5)
 
 
 def test_test_rows_without_a_picture_are_an_error_or_left_out_and_counted(table, model):
     exp, state = model
     config = tiny(table, "error")
     data = open_tiny(config)
-    method = exp.phases[-1].method
-    with pytest.raises(DataError, match=r"evals.no_r: row 6 of split 'test' has none of tir \(6 such rows\).*'skip'"):
-        evaluators.check(config, data)
-    evaluators.check(tiny(table, "skip"), data)
-    results = evaluators.run(tiny(table, "skip"), method, state.variables, data, exp.mesh)
+    with pytest.raises(DataError, match=r"evals.no_r: row 6 of split 'test' .*\(6 such rows\).*incomplete='skip'"):
+        runner.check(config.evals.to_dict(), data)
+    results = evaluate(tiny(table, "skip"), exp, state, data)
     skipped = {name: row.get("skipped") for name, row in results.items() if not name.startswith("zero/")}
     six = {"query": 6, "gallery": 6}
     assert skipped == {"full": {"query": 0, "gallery": 0}, "no_r": six, "no_t": six, "mean_missing": None}
-    told = markdown(config, {"step": 1, "which": "last", "config_hash": "", "evals": results})
-    assert "-R leaves out 6 query rows and 6 gallery rows, which have no picture that it uses." in told
-    assert "RT leaves out" not in told
+    assert results["no_r"]["note"] == "leaves out 6 query rows and 6 gallery rows, which have no picture that it uses."
+    assert "note" not in results["full"]
 
 
-def test_what_is_left_out_might_as_well_not_be_there(table, model, tmp_path):
+def test_skipping_rows_equals_a_table_without_them(table, model, tmp_path):
     """Oracle: a table without the test rows that lack thermal pictures has the same score."""
     exp, state = model
-    method = exp.phases[-1].method
     config = tiny(table, "skip")
-    skipping = evaluators.run(config, method, state.variables, open_tiny(config), exp.mesh)["no_r"]
+    skipping = evaluate(config, exp, state, open_tiny(config))["no_r"]
     lines = (table / "manifest.csv").read_text().splitlines()
     fewer = table / "fewer.csv"
     fewer.write_text("\n".join(line for line in lines if not (line.startswith("test") and line.endswith(","))))
@@ -360,15 +361,15 @@ def test_what_is_left_out_might_as_well_not_be_there(table, model, tmp_path):
     config.data.data_dir = str(fewer)
     with config.unlocked():
         config.evals = {"no_r": config.evals["no_r"].to_dict()}
-    whole = evaluators.run(config, method, state.variables, open_tiny(config), exp.mesh)["no_r"]
+    whole = evaluate(config, exp, state, open_tiny(config))["no_r"]
     for metric in ("mAP", "mINP", "rank1", "rank5"):
         assert skipping[metric] == pytest.approx(whole[metric], abs=1e-6)
 
 
-def test_another_word_than_error_and_skip_is_refused(table):
+def test_incomplete_is_error_or_skip(table):
     config = tiny(table, "ignore")
     with pytest.raises(ConfigError, match="evals.full: incomplete='ignore', expected one of error, skip"):
-        evaluators.check(config, open_tiny(config))
+        runner.check(config.evals.to_dict(), open_tiny(config))
 
 
 def test_a_table_is_trained_on(table, tmp_path):

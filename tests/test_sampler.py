@@ -73,7 +73,7 @@ def test_negative_step_is_refused():
         make().rows(-1)
 
 
-def test_too_few_identities_are_told_with_both_numbers():
+def test_too_few_identities_are_an_error_with_both_numbers():
     with pytest.raises(DataError, match=r"7 identities.*the 8 of a batch; lower data\.identities"):
         make(identities=8)
 
@@ -118,10 +118,10 @@ def test_pairs_are_of_one_identity_and_have_their_pictures():
         groups = PIDS[rows].reshape(P, 2 * K)
         assert (groups == groups[:, :1]).all() and len(set(groups[:, 0])) == P
         seen |= {(column, row) for column in (0, 1) for row in rows[:, column].tolist()}
-    assert len(seen) == HAS.sum()  # and all of them come
+    assert len(seen) == HAS.sum()  # all of them are drawn
 
 
-def test_rows_of_pairs_are_drawn_with_replacement_and_apart():
+def test_rows_of_pairs_are_drawn_with_replacement_and_independently():
     rows = np.concatenate([make_pairs().rows(step) for step in range(20)]).reshape(-1, K, 2)
     assert any(len(set(group[:, 0])) < K for group in rows)
     assert len({tuple(pair) for pair in rows.reshape(-1, 2).tolist()}) > 60
@@ -148,7 +148,7 @@ def test_a_batch_of_pairs_is_a_pure_function_of_seed_and_step():
         sampler.rows(-1)
 
 
-def test_identities_that_lack_a_modality_are_not_drawn_and_told_once(caplog):
+def test_identities_that_lack_a_modality_are_not_drawn_and_logged_once(caplog):
     has = HAS.copy()
     has[PIDS == 8, 1] = False
     has[PIDS == 41, 0] = False

@@ -1,6 +1,7 @@
-"""Procedural pedestrians: what they show in which spectrum, the files on disk, and the captions."""
+"""Procedural pedestrians: which attribute is visible in which spectrum, the files on disk, and the captions."""
 
 import dataclasses
+import hashlib
 import json
 import re
 
@@ -9,10 +10,12 @@ import pytest
 from PIL import Image
 
 from input_pipeline.synthesize import main, synthesize
+from input_pipeline.synthetic import layouts
 from input_pipeline.synthetic.captions import describe
 from input_pipeline.synthetic.drawing import draw
 from input_pipeline.synthetic.layouts import rgbnt201 as writer
 from input_pipeline.synthetic.people import Identity, make_camera, make_identity, make_shot
+from input_pipeline.synthetic.scenes import Plan, scenes
 from jax_mmreid.errors import DataError
 
 SIZES = dict(num_train_ids=5, num_test_ids=3, cameras=2, images_per_camera=7, height=46)
@@ -79,6 +82,41 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("synthesize") / "world"
     synthesize(root, seed=11, **SIZES)
     return root
+
+
+GOLDEN_SIZES = dict(num_train_ids=3, num_test_ids=2, cameras=3, images_per_camera=2, height=32)
+
+
+def test_drawn_pictures_and_captions_are_those_of_the_first_release():
+    """Pixels and captions before they are encoded, so that no library of picture files matters."""
+    plan, digest = Plan(seed=11, **GOLDEN_SIZES), hashlib.sha256()
+    for scene in scenes(plan, [*plan.train_pids, *plan.test_pids]):
+        digest.update(f"{scene.pid} {scene.camid} {scene.image}".encode())
+        for spectrum in ("rgb", "nir", "tir"):
+            digest.update(scene.pictures[spectrum].tobytes())
+            digest.update("\n".join(scene.captions[spectrum]).encode())
+    assert digest.hexdigest()[:16] == "e3b7457d7da03508"
+
+
+GOLDEN_TREES = {  # file names, and the contents of all files but pictures
+    "llcm": "a293aa4ea6df7f9d",
+    "msvr310": "25da1664e6631e28",
+    "regdb": "8d1211c0909d850f",
+    "rgbnt100": "83a3a005818776ce",
+    "rgbnt201": "f56f5a0aa70d7f6a",
+    "sysu_mm01": "ba05ef08307a3aba",
+}
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_drawn_trees_are_those_of_the_first_release(tmp_path, layout):
+    synthesize(tmp_path / "out", layout=layout, seed=11, **GOLDEN_SIZES)
+    digest = hashlib.sha256()
+    for name, content in tree(tmp_path / "out").items():
+        digest.update(name.encode())
+        if name.endswith((".json", ".txt")) or name.endswith(".npy") and "img" not in name:
+            digest.update(content)
+    assert digest.hexdigest()[:16] == GOLDEN_TREES[layout]
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(world, tmp_path):
@@ -151,13 +189,13 @@ def test_the_four_groups_cover_every_attribute():
     assert set.union(*groups) == {field.name for field in dataclasses.fields(Identity)}
 
 
-def test_cameras_and_moments_change_the_picture():
+def test_cameras_and_shots_change_the_picture():
     shot = make_shot(0, 1, 1, 0)
     first = draw(PERSON, make_camera(0, 1), shot, height=64).pictures
     camera = draw(PERSON, make_camera(0, 2), shot, height=64).pictures
-    moment = draw(PERSON, make_camera(0, 1), make_shot(0, 1, 1, 1), height=64).pictures
+    later = draw(PERSON, make_camera(0, 1), make_shot(0, 1, 1, 1), height=64).pictures
     for spectrum, picture in first.items():
-        for other in (camera, moment):
+        for other in (camera, later):
             assert np.abs(picture.astype(int) - other[spectrum]).mean() > 3
 
 
@@ -182,11 +220,11 @@ def test_every_picture_has_captions_under_its_own_path(world):
     files = {str(p.relative_to(world).as_posix()) for p in world.rglob("*.jpg")}
     rgb = {path for path in files if "/RGB/" in path}
     for kind, paths in (("RGB", rgb), ("IR", files - rgb)):
-        plain, both = load(world, kind, "caption_dict"), load(world, kind, "caption_llm_dict")
-        assert plain.keys() == both.keys() == paths
+        first, both = load(world, kind, "caption_dict"), load(world, kind, "caption_llm_dict")
+        assert first.keys() == both.keys() == paths
         for path, entry in both.items():
             assert entry.keys() == {"description", "aug_description"}
-            assert plain[path] == {"description": entry["description"]}
+            assert first[path] == {"description": entry["description"]}
             assert entry["aug_description"] != entry["description"]
             assert all(len(words(sentence)) < 50 for sentence in entry.values())
 
@@ -196,15 +234,15 @@ def test_rgb_captions_name_the_true_colours_and_garments(world):
     for path, entry in load(world, "RGB", "caption_llm_dict").items():
         identity = make_identity(11, int(path.split("/")[-1][:6]))
         for sentence in entry.values():
-            told = set(words(sentence))
-            assert {identity.upper_colour, identity.lower_colour} <= told
+            used = set(words(sentence))
+            assert {identity.upper_colour, identity.lower_colour} <= used
             for garment in (identity.upper, identity.lower):
-                assert told & nouns.get(garment, {garment})
+                assert used & nouns.get(garment, {garment})
             allowed = {getattr(identity, f"{x}_colour") for x in ("upper", "lower", "hair", "bag")}
-            assert told & COLOUR_WORDS <= allowed
+            assert used & COLOUR_WORDS <= allowed
 
 
-def test_infrared_captions_know_no_colour_but_lightness_or_warmth(world):
+def test_infrared_captions_name_no_colour_but_lightness_or_warmth(world):
     for path, entry in load(world, "IR", "caption_llm_dict").items():
         identity = make_identity(11, int(path.split("/")[-1][:6]))
         kind = "reflectance" if "/NI/" in path else "heat"
@@ -225,14 +263,14 @@ def test_the_caption_map_holds_each_rgb_description_once(world):
     assert any(len(sentences) > 1 for sentences in by_pid.values())
 
 
-def test_captions_tell_of_nothing_that_is_hidden():
+def test_captions_mention_no_hidden_part():
     person = dataclasses.replace(PERSON, heat_pattern="warm chest", reflectance_pattern="checks", hat="cap")
-    telling = {"hair", "cap", "backpack", "rucksack", "shoes", "footwear", "chest", "checks", "checked"}
+    hidden = {"hair", "cap", "backpack", "rucksack", "shoes", "footwear", "chest", "checks", "checked"}
     for spectrum in ("rgb", "nir", "tir"):
         for index in range(20):
             rng = np.random.default_rng(index)
             for sentence in describe(person, frozenset({"upper", "lower"}), spectrum, rng):
-                assert not telling & set(words(sentence))
+                assert not hidden & set(words(sentence))
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -246,7 +284,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
         save(path, picture)
 
     monkeypatch.setattr(writer, "save_jpeg", failing)
-    with pytest.raises(type(error)):
+    with pytest.raises(DataError if isinstance(error, OSError) else type(error)):
         synthesize(tmp_path / "out", **SIZES)
     assert calls[0].parts[-3:-1] == ("train_171", "RGB")
     assert list(tmp_path.iterdir()) == []
@@ -270,19 +308,26 @@ def test_the_command_line_fills_an_empty_folder(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
-        ("--layout=rgbnt999", "rgbnt201"),
-        ("--seed=-1", "seed is -1"),
-        ("--num_train_ids=0", "num_train_ids is 0"),
-        ("--num_test_ids=-3", "num_test_ids is -3"),
-        ("--cameras=10", "cameras is 10"),
-        ("--images_per_camera=0", "images_per_camera is 0"),
-        ("--height=7", "height is 7"),
+        ("--layout=rgbnt999", "synthesize: no layout 'rgbnt999'; the layouts are: llcm, "),
+        ("--seed=-1", "synthesize: seed=-1: must lie in [0, 4294967295]"),
+        ("--num_train_ids=0", "synthesize: num_train_ids=0: must lie in [1, 499999]"),
+        ("--num_test_ids=-3", "num_test_ids=-3"),
+        ("--cameras=10", "cameras=10: must lie in [1, 9]"),
+        ("--images_per_camera=0", "images_per_camera=0"),
+        ("--height=7", "height=7: must lie in [32, 4096]"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_2(tmp_path, capsys, argument, told):
+def test_bad_arguments_are_one_line_and_exit_2(tmp_path, capsys, argument, message):
     assert main([f"--output={tmp_path / 'out'}", argument]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and told in lines[0]
+    assert len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_defect_is_a_traceback(tmp_path, monkeypatch):
+    """Only ConfigError and DataError become one line."""
+    monkeypatch.setattr(writer, "write", lambda root, plan: int("x"))
+    with pytest.raises(ValueError):
+        main([f"--output={tmp_path / 'out'}"])

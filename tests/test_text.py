@@ -1,4 +1,4 @@
-"""Captions to token ids: OpenAI's, a trained vocabulary's, and what becomes of sources that cannot be had."""
+"""Captions to token ids: OpenAI's, those of a trained vocabulary, and faulty sources."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 
 from input_pipeline.text.tokenizer import clean, open_tokenizer, trim
 from jax_mmreid.batch import has_caption
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.models.language import TEMPLATES, template
 
 START, END = 49406, 49407
@@ -86,7 +86,7 @@ def test_builtin_ids_are_openais(builtin, text):
     assert (builtin.vocab, builtin.start, builtin.end) == (49408, START, END)
 
 
-def test_the_templates_are_the_sentences_that_they_stand_for(builtin):
+def test_the_templates_are_the_ids_of_their_sentences(builtin):
     assert SENTENCES.keys() == set(TEMPLATES)
     for kind, sentence in SENTENCES.items():
         assert trim(builtin.encode([sentence]))[0].tolist() == list(template(kind, prompts=4).ids)
@@ -109,7 +109,7 @@ def test_captions_are_cleaned_before_they_are_encoded(tokenizer, text):
     np.testing.assert_array_equal(tokenizer.encode([text]), tokenizer.encode([CLEAN[text]]))
 
 
-def test_a_row_is_start_words_end_and_zeros_whatever_the_caption_says(tokenizer):
+def test_a_row_is_start_words_end_and_zeros_for_any_caption(tokenizer):
     assert (tokenizer.start, tokenizer.end) == (tokenizer.vocab - 2, tokenizer.vocab - 1)
     for row in tokenizer.encode([*CAPTIONS[:5], *UNSEEN, *CLEAN]):
         end = row.argmax()
@@ -117,7 +117,7 @@ def test_a_row_is_start_words_end_and_zeros_whatever_the_caption_says(tokenizer)
         assert (row[1:end] < tokenizer.start).all() and not row[end + 1 :].any()
 
 
-def test_ids_tell_whether_a_caption_says_anything(tokenizer):
+def test_has_caption_is_true_where_there_are_tokens(tokenizer):
     texts = ["", "!", " \n ", "a", "&nbsp;", "a " * 200, *UNSEEN]  # "!" is id 0, as padding is
     ids = tokenizer.encode(texts)
     want = [bool(clean(text)) for text in texts]
@@ -147,7 +147,7 @@ def test_trim_leaves_the_longest_caption_whole(tokenizer):
     assert trim(ids[:0]).shape[0] == 0
 
 
-def test_a_context_of_ones_own(builtin):
+def test_a_shorter_context(builtin):
     short = open_tokenizer("builtin", context=5).encode(["a man with short hair", "a"])
     assert short.tolist() == [[START, 320, 786, 593, END], [START, 320, END, 0, 0]]
     with pytest.raises(ValueError, match="context=1"):
@@ -165,7 +165,7 @@ def test_training_depends_on_nothing_but_the_captions(trained):
     shuffled = random.Random(1).sample(CAPTIONS, len(CAPTIONS))
     code = """
 import json, sys
-from input_pipeline.text import open_tokenizer
+from input_pipeline.text.tokenizer import open_tokenizer
 captions, texts = json.load(sys.stdin)
 tokenizer = open_tokenizer("train", captions=captions)
 assert not sys.modules.keys() & {"jax", "flax", "torch"}
@@ -184,17 +184,17 @@ def test_training_cleans_its_captions(trained):
     )
 
 
-def test_words_that_training_never_saw_come_back_whole(trained, folder):
+def test_words_that_are_not_in_the_training_captions_decode_to_themselves(trained, folder):
     clip = CLIPTokenizer.from_pretrained(folder)
     for text in UNSEEN:
         row = trained.encode([text])[0]
-        told = clip.decode(row[1 : row.argmax()])
-        assert told.replace(" ", "") == clean(text).replace(" ", "")
+        decoded = clip.decode(row[1 : row.argmax()])
+        assert decoded.replace(" ", "") == clean(text).replace(" ", "")
 
 
 def test_training_needs_captions_and_room_for_all_bytes():
     for captions in ([], ["", " \n"]):
-        with pytest.raises(DataError, match="no captions"):
+        with pytest.raises(DataError, match="no training captions"):
             open_tokenizer("train", captions=captions)
     with pytest.raises(ValueError, match="vocab_size=513"):
         open_tokenizer("train", captions=CAPTIONS, vocab_size=513)
@@ -214,13 +214,13 @@ def test_a_folder_of_vocab_and_merges_is_read_too(trained, folder, tmp_path):
     np.testing.assert_array_equal(open_tokenizer(str(tmp_path)).encode(CAPTIONS), trained.encode(CAPTIONS))
 
 
-def test_saving_what_needs_no_folder(builtin, tmp_path):
+def test_the_builtin_vocabulary_saves_nothing(builtin, tmp_path):
     builtin.save(str(tmp_path / "folder"))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"vocab.json": None}, "holds no tokenizer"),
         ({"merges.txt": None}, "holds no tokenizer"),
@@ -234,7 +234,7 @@ def test_saving_what_needs_no_folder(builtin, tmp_path):
     ],
     ids=str,
 )
-def test_a_folder_that_is_no_clip_tokenizer_is_told_in_one_line(folder, tmp_path, change, told):
+def test_a_folder_that_is_no_clip_tokenizer_is_one_line(folder, tmp_path, change, reason):
     write_vocab_and_merges(folder, tmp_path, merges=isinstance(change, dict))
     if isinstance(change, dict):
         for name, text in change.items():
@@ -250,45 +250,45 @@ def test_a_folder_that_is_no_clip_tokenizer_is_told_in_one_line(folder, tmp_path
         (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     with pytest.raises(DataError) as error:
         open_tokenizer(str(tmp_path))
-    assert told in str(error.value) and str(tmp_path) in str(error.value)
+    assert reason in str(error.value) and str(tmp_path) in str(error.value)
     assert "'builtin'" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_builtin_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "instant_clip_tokenizer", None)
-    with pytest.raises(ValueError, match="not installed.*'train'"):
+    with pytest.raises(ConfigError, match="not installed.*'train'"):
         open_tokenizer("builtin")
 
 
 @pytest.mark.parametrize("source", ["bultin", "/no/such/folder", "a/b/c", "."])
-def test_a_source_that_is_nothing(source, tmp_path, monkeypatch):
+def test_a_source_that_does_not_exist(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((ValueError, DataError), match="'builtin' or 'train'"):
+    with pytest.raises((ConfigError, DataError), match="'builtin' or 'train'"):
         open_tokenizer(source)
 
 
 OPEN = """
 import time
-from input_pipeline import text
+from input_pipeline.text.tokenizer import open_tokenizer
 from jax_mmreid import hub
-from jax_mmreid.batch import DataError
+from jax_mmreid.errors import DataError
 hub.SECONDS = 0.5
 try:
-    print(text.open_tokenizer("some/one").encode(["a man"])[0].tolist())
+    print(open_tokenizer("some/one").encode(["a man"])[0].tolist())
 except DataError as error:
-    print("told:", error)
+    print("error:", error)
 """
 
 
 @pytest.mark.parametrize("network", ["off", "refused", "silent"])
-def test_a_hub_id_without_network_is_told_in_one_line_and_soon(tmp_path, network):
+def test_a_hub_id_without_network_is_one_line_and_soon(tmp_path, network):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if network == "silent":
             server.listen()  # connections are accepted and never answered
-        told = run(OPEN, hub(tmp_path, server.getsockname()[1], offline=network == "off"))
-    assert told.startswith("told: no local path some/one, and it cannot be had from the Hub (")
-    assert "name its folder" in told and len(told.splitlines()) == 1
+        out = run(OPEN, hub(tmp_path, server.getsockname()[1], offline=network == "off"))
+    assert out.startswith("error: no local path some/one, and it cannot be downloaded from the Hub (")
+    assert "name its folder" in out and len(out.splitlines()) == 1
 
 
 def test_a_hub_id_in_the_cache_needs_no_network(trained, folder, tmp_path):
@@ -299,8 +299,8 @@ def test_a_hub_id_in_the_cache_needs_no_network(trained, folder, tmp_path):
     (cached / "snapshots").mkdir()
     folder_of_cache = cached / "snapshots" / commit
     open_tokenizer(str(folder)).save(str(folder_of_cache))
-    told = run(OPEN, hub(tmp_path, 1, offline=False))
-    assert json.loads(told) == trained.encode(["a man"])[0].tolist()
+    out = run(OPEN, hub(tmp_path, 1, offline=False))
+    assert json.loads(out) == trained.encode(["a man"])[0].tolist()
 
 
 def hub(home, port, *, offline):

@@ -1,4 +1,4 @@
-"""SYSU-MM01, RegDB and LLCM: their drawn trees are read as the field reads the real ones, and broken trees are told."""
+"""SYSU-MM01, RegDB and LLCM: drawn trees are read as published code reads the real ones; faults of trees."""
 
 import importlib
 import json
@@ -6,15 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import open_fields, tiny_config
 from PIL import Image
 
-import input_pipeline
-from input_pipeline.datasets import llcm, regdb, sysu_mm01
+from input_pipeline import datasets
+from input_pipeline.datasets import llcm, sysu_mm01
 from input_pipeline.parsing.visible_infrared import Tree
 from input_pipeline.reading import images
 from input_pipeline.synthesize import main, synthesize
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics import galleries
 
 NAMES = ("sysu_mm01", "regdb", "llcm")
@@ -65,8 +65,8 @@ def own_paths(records):
 
 
 def read_caption(root, kind, path, file="caption_llm_dict", prefix=""):
-    said = json.loads((root / "Text" / f"Blip_{kind}" / f"{file}_Blip_{kind}.json").read_text())
-    return said[prefix + path]
+    table = json.loads((root / "Text" / f"Blip_{kind}" / f"{file}_Blip_{kind}.json").read_text())
+    return table[prefix + path]
 
 
 # What all three have in common.
@@ -89,7 +89,7 @@ def test_visible_rows_come_first_and_tests_are_of_one_modality(drawn, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_training_picture_and_query_is_described(drawn, name):
+def test_every_training_picture_and_query_has_captions(drawn, name):
     splits = load(drawn / name)
     train, query = splits["train"], splits["query"]
     assert set(train.captions) == {"rgb", "rgb_rephrased", "ir", "ir_rephrased"}
@@ -100,14 +100,14 @@ def test_every_training_picture_and_query_is_described(drawn, name):
     prefix = f"datasets/{name.removesuffix('_mm01')}/"
     for i, path in enumerate(own_paths(train)):
         modality = "rgb" if train.paths["rgb"][i] else "ir"
-        said = read_caption(drawn / name, modality.upper(), path, prefix=prefix)
+        entry = read_caption(drawn / name, modality.upper(), path, prefix=prefix)
         pair = train.captions[modality][i], train.captions[f"{modality}_rephrased"][i]
-        assert pair == (said["description"], said["aug_description"])
+        assert pair == (entry["description"], entry["aug_description"])
     lists = json.loads((drawn / name / "Text" / "Blip_RGB" / "id_caption_map_Blip_RGB.json").read_text())
     rng = np.random.RandomState(1)
     for i, path in enumerate(own_paths(query)):
-        said = read_caption(drawn / name, "IR", key(path), "caption_dict", prefix)
-        assert query.captions["ir"][i] == said["description"]
+        entry = read_caption(drawn / name, "IR", key(path), "caption_dict", prefix)
+        assert query.captions["ir"][i] == entry["description"]
         assert query.captions["rgb"][i] == rng.choice(lists[str(query.pid[i])])
     assert splits["gallery"].captions == {}
 
@@ -143,7 +143,7 @@ def test_absent_data_and_captions(drawn, tmp_path, name):
     assert f"{name}: no folder '" in refused(tmp_path / name)
     assert "Text/GIT_RGB" in refused(drawn / name, captioner="GIT")
     assert load(drawn / name, captioner="")["query"].captions == {}
-    with pytest.raises(ValueError, match=f"data.spec.modalities.*{name} has rgb, ir"):
+    with pytest.raises(ConfigError, match=f"config.data.modalities.*{name} has rgb, ir"):
         load(drawn / name, modalities=("rgb", "tir"))
 
 
@@ -164,7 +164,7 @@ def test_published_sizes(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_seed_draws_the_same_bytes_and_more_people_change_no_picture(drawn, tmp_path, name):
+def test_the_same_seed_draws_the_same_bytes_and_more_identities_change_no_picture(drawn, tmp_path, name):
     arguments = [f"--{key}={value}" for key, value in SIZES.items()]
     assert main([f"--layout={name}", f"--output={tmp_path / 'again'}", *arguments]) == 0
     small = tree(drawn / name)
@@ -178,16 +178,16 @@ def test_the_same_seed_draws_the_same_bytes_and_more_people_change_no_picture(dr
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_of_drawn_data(drawn, name):
     config = tiny_config(drawn)
-    arguments = config.data.to_dict() | dict(name=name, data_dir=str(drawn / name), modalities=BOTH, options={})
-    data = input_pipeline.open_data(seed=0, missing=config.missing.to_dict() | dict(eta=(0, 0)), **arguments)
+    fields = config.data.to_dict() | dict(name=name, data_dir=str(drawn / name), modalities=BOTH, options={})
+    data = open_fields(seed=0, missing=config.missing.to_dict() | dict(eta=(0, 0)), **fields)
     batch = next(data.train(0, 1))
     assert len(data.spec.pids) == 5 and (batch["present"]["rgb"] ^ batch["present"]["ir"]).all()
     assert data.num_rows("query") and data.num_rows("gallery")
 
 
 @pytest.mark.parametrize("name", ["sysu_mm01", "llcm"])
-def test_layouts_with_four_digits_refuse_more_people(tmp_path, name):
-    with pytest.raises(ValueError, match="num_test_ids is 5000, this layout takes up to 4999"):
+def test_layouts_with_four_digits_refuse_more_identities(tmp_path, name):
+    with pytest.raises(ConfigError, match="num_test_ids=5000: this layout takes up to 4999"):
         synthesize(tmp_path / "out", layout=name, num_test_ids=5000)
 
 
@@ -195,7 +195,7 @@ def test_layouts_with_four_digits_refuse_more_people(tmp_path, name):
 
 
 def expected_sysu(pids, cameras):
-    """Every third person misses camera 5, every fifth camera 6."""
+    """Every third identity misses camera 5, every fifth camera 6."""
     return [
         (f"cam{camera}/{pid:04d}/000{image}.jpg", pid, camera)
         for pid in pids
@@ -219,9 +219,10 @@ def test_sysu_is_read_by_identity_camera_and_name(drawn):
 
 def test_sysu_galleries_skip_folders_that_do_not_exist(drawn):
     gallery = load(drawn / "sysu_mm01")["gallery"]
-    drawn_rows = galleries.draw(gallery, cameras=(1, 2, 4, 5), shots=1, trial=0)
-    places = [(pid, camera) for pid in TEST for camera in (1, 2, 4, 5) if (pid, camera) != (6, 5)]
-    assert list(zip(gallery.pid[drawn_rows].tolist(), gallery.camid[drawn_rows].tolist())) == places
+    columns = {"pid": gallery.pid, "camid": gallery.camid}
+    drawn_rows = galleries.draw(columns, cameras=(1, 2, 4, 5), shots=1, trial=0)
+    groups = [(pid, camera) for pid in TEST for camera in (1, 2, 4, 5) if (pid, camera) != (6, 5)]
+    assert list(zip(gallery.pid[drawn_rows].tolist(), gallery.camid[drawn_rows].tolist())) == groups
 
 
 def test_sysu_arrays_hold_the_pictures_of_the_folders_in_their_order(drawn):
@@ -242,7 +243,7 @@ def test_sysu_arrays_hold_the_pictures_of_the_folders_in_their_order(drawn):
 
 
 @pytest.mark.parametrize(
-    ("file", "array", "told"),
+    ("file", "array", "reason"),
     [
         ("train_rgb_resized_img.npy", np.array([{}]), "Python objects"),
         ("train_ir_resized_img.npy", np.zeros((5, 8, 4, 3), np.float32), "float32"),
@@ -251,14 +252,14 @@ def test_sysu_arrays_hold_the_pictures_of_the_folders_in_their_order(drawn):
         ("train_ir_resized_label.npy", None, "No such file"),
     ],
 )
-def test_sysu_arrays_that_cannot_be(copy, file, array, told):
+def test_faulty_sysu_arrays(copy, file, array, reason):
     root = copy("sysu_mm01")
     if array is None:
         (root / file).unlink()
     else:
         np.save(root / file, array, allow_pickle=True)
     message = refused(root, source="npy")
-    assert str(root / file) in message and told in message
+    assert str(root / file) in message and reason in message
     assert len(load(root)["train"])
 
 
@@ -267,7 +268,7 @@ def test_sysu_labels_are_ranks(copy):
     file = root / "train_rgb_resized_label.npy"
     np.save(file, np.load(file) + 1)
     assert f"{file} should hold a whole number 0..4" in refused(root, source="npy")
-    with pytest.raises(ValueError, match="data.options.source='zip': sysu_mm01 is read from folders or npy"):
+    with pytest.raises(ConfigError, match="config.data.options.source='zip': expected one of 'folders', 'npy'"):
         load(root, source="zip")
 
 
@@ -275,7 +276,7 @@ def test_sysu_captions_are_of_as_many_pictures(copy):
     root = copy("sysu_mm01")
     (root / "cam1" / "0001" / "0002.jpg").unlink()
     message = refused(root)
-    assert "train_text_Blip_RGB.npy" in message and "make it anew" in message
+    assert "train_text_Blip_RGB.npy" in message and "write the file again" in message
 
 
 @pytest.mark.parametrize("content", ["", "1,two", None])
@@ -322,13 +323,13 @@ def test_regdb_follows_its_lists(drawn):
             assert len(paths) == 40 and len(set(paths)) == 40
 
 
-def test_regdb_trials_are_halves_of_the_same_people(drawn):
+def test_regdb_trials_are_halves_of_the_same_identities(drawn):
     test = {}
     for trial in range(1, 11):
         splits = load(drawn / "regdb", trial=trial)
-        people = {path.split("/")[1] for path in own_paths(splits["train"])}
+        train = {path.split("/")[1] for path in own_paths(splits["train"])}
         test[trial] = frozenset(map(str, splits["query"].pid))
-        assert people.isdisjoint(test[trial]) and len(people | test[trial]) == 9
+        assert train.isdisjoint(test[trial]) and len(train | test[trial]) == 9
     assert len(set(test.values())) > 5
 
 
@@ -350,13 +351,13 @@ def test_regdb_absent_pictures_and_broken_lists(copy):
     assert f"no file {path!r}, which idx/train_visible_1.txt lists" in message and "data.allow_missing_files" in message
     train = load(root, allow_missing_files=True)["train"]
     assert len(train) == 99 and path not in own_paths(train)
-    for broken, told in (
+    for broken, reason in (
         (["Visible/1/a.bmp"], "has a line 'Visible/1/a.bmp', not 'path label'"),
         (["Visible/1/a.bmp one"], "not 'path label'"),
-        ([lines[0].rpartition(" ")[0] + " 1", *lines[1:]], "give identity"),
+        ([lines[0].rpartition(" ")[0] + " 1", *lines[1:]], "pair identity"),
     ):
         file.write_text("\n".join(broken))
-        assert told in refused(root, allow_missing_files=True)
+        assert reason in refused(root, allow_missing_files=True)
     file.write_text(lines[0])
     shutil.rmtree(root / "Visible")
     assert "no pictures for split 'train'" in refused(root, allow_missing_files=True, modalities=("rgb",))
@@ -365,11 +366,14 @@ def test_regdb_absent_pictures_and_broken_lists(copy):
 
 
 @pytest.mark.parametrize(
-    ("second", "told"),
-    [(("Thermal/8/b.bmp", 0), "give label 0 to 7, 8 alike"), (("Thermal/7/b.bmp", 1), "give identity 7 to 0, 1 alike")],
+    ("second", "reason"),
+    [
+        (("Thermal/8/b.bmp", 0), "pair label 0 with each of 7, 8"),
+        (("Thermal/7/b.bmp", 1), "pair identity 7 with each of 0, 1"),
+    ],
 )
-def test_identities_and_labels_are_one_to_one(second, told):
-    with pytest.raises(DataError, match=told):
+def test_identities_and_labels_are_one_to_one(second, reason):
+    with pytest.raises(DataError, match=reason):
         Tree("regdb", "root").check_labels([("Visible/7/a.bmp", 0), second])
     Tree("regdb", "root").check_labels([("Visible/7/a.bmp", 0), ("Thermal/7/b.bmp", 0), ("Visible/8/c.bmp", 1)])
 
@@ -384,9 +388,9 @@ def test_regdb_test_pictures_are_named_by_identity(copy):
 
 @pytest.mark.parametrize("trial", [0, 11, "1"])
 def test_regdb_has_ten_trials(drawn, trial):
-    for function in (load, lambda root, trial: regdb.counts("", modalities=BOTH, trial=trial)):
-        with pytest.raises(ValueError, match="data.options.trial=.*: regdb has trials 1 to 10"):
-            function(drawn / "regdb", trial=trial)
+    for function in ("load", "counts"):
+        with pytest.raises(ConfigError, match=r"data.options.trial=.*: must (lie in \[1, 10\]|be a whole number)"):
+            datasets.find("regdb", function, dict(trial=trial), data_dir="", modalities=BOTH)
 
 
 # LLCM

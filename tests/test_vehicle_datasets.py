@@ -1,17 +1,16 @@
-"""RGBNT100 and MSVR310: their layouts, what is said when one is broken, what is drawn in them, and their configs."""
+"""RGBNT100 and MSVR310: their layouts and faults, drawn ones, and their configs."""
 
 import jax
 import numpy as np
 import pytest
-from conftest import load_config
+import test_config
+from conftest import build, load_config, open_fields
 from PIL import Image
-from test_config import build, count
 
-from input_pipeline import describe, open_data
+from input_pipeline import DataConfig, describe
 from input_pipeline.datasets import msvr310, rgbnt100
 from input_pipeline.synthesize import synthesize
-from jax_mmreid import experiment
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 
 ALL = ("rgb", "nir", "tir")
 SIZES = dict(num_train_ids=3, num_test_ids=2, cameras=2, images_per_camera=10, height=32)
@@ -123,11 +122,11 @@ def test_what_is_absent_is_named(tmp_path, module, write):
     assert "no folder 'bounding_box_test'" in refused(module, root)
     (root / "bounding_box_test").mkdir()
     assert "no *.jpg in 'bounding_box_test'" in refused(module, root)
-    with pytest.raises(ValueError, match=f"data.modalities=.*: {name} has rgb, nir, tir"):
+    with pytest.raises(ConfigError, match=f"config.data.modalities=.*: {name} has rgb, nir, tir"):
         load(module, root, modalities=("rgb", "ir"))
 
 
-def test_file_names_that_say_no_identity(tmp_path):
+def test_file_names_without_an_identity(tmp_path):
     write_strips(tmp_path / "a", STRIPS | {"query": ("-1_c0001_000",)})
     assert "'query/-1_c0001_000.jpg'" in refused(rgbnt100, tmp_path / "a")
     write_triples(tmp_path / "b", TRIPLES | {"query3": ("0002/0002_v0_000",)})
@@ -151,9 +150,9 @@ def test_drawn_layouts_are_read_and_queries_are_found_in_the_gallery(drawn, modu
     assert {name: len(records) for name, records in splits.items()} == {"train": 60, "query": 4, "gallery": 40}
     assert set(splits["query"].pid) == set(splits["gallery"].pid) == {2, 4} and set(splits["train"].pid) == {1, 3, 5}
     column = "view" if module is msvr310 else "camid"  # what the junk rule compares
-    for pid, place in zip(splits["query"].pid, getattr(splits["query"], column)):
+    for pid, value in zip(splits["query"].pid, getattr(splits["query"], column)):
         gallery = splits["gallery"]
-        assert ((gallery.pid == pid) & (getattr(gallery, column) != place)).any()
+        assert ((gallery.pid == pid) & (getattr(gallery, column) != value)).any()
     if module is msvr310:
         assert set(splits["train"].camid) == set(range(8)) and set(splits["train"].view) == {1, 2}
 
@@ -175,7 +174,7 @@ def test_drawn_pictures_have_the_shape_of_vehicles(drawn):
 def test_drawn_layouts_become_batches(drawn, layout):
     config = load_config(layout)
     config.data.update(data_dir=str(drawn[layout]), image_size=(16, 32), identities=3, instances=2, threads=0)
-    data = open_data(seed=0, missing=config.missing.to_dict(), **config.data.to_dict())
+    data = open_fields(seed=0, missing=config.missing.to_dict(), **config.data.to_dict())
     batch = next(iter(data.train(0, 1)))
     assert {m: x.shape for m, x in batch["images"].items()} == dict.fromkeys(ALL, (6, 16, 32, 3))
     rgb, nir, tir = (batch["images"][m].astype(int) for m in ALL)
@@ -188,10 +187,10 @@ def test_drawn_layouts_become_batches(drawn, layout):
 @pytest.mark.parametrize("row, trained", [("A", 86_224_896), ("C", 86_224_896 + 1_784_832 - 8 * 768 + 51 * 768)])
 def test_rgbnt100_has_the_published_number_of_parameters(row, trained):
     config = load_config("rgbnt100", f"row={row}")
-    data = describe(**config.data.to_dict())
-    exp = experiment.build(config, data, devices=jax.devices()[:1])
+    data = describe(DataConfig.from_dict(config.data.to_dict()))
+    exp = build(config, data, devices=jax.devices()[:1])
     assert (len(data.spec.pids), data.spec.cameras, data.spec.batch_size) == (50, tuple(range(1, 9)), 128)
-    assert count(exp.abstract.params) == trained
+    assert test_config.count(exp.abstract.params) == trained
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ def test_the_recipe_for_vehicles(name, batch, warmup, junk):
     assert (config.data.identities, config.data.instances) == batch
     assert config.optim.schedule.warmup == warmup
     assert config.data.image_size == (128, 256) and config.model.template_kind == "vehicle"
-    assert build(config).abstract.params["structure"]["query"].shape == (8, 768)
+    assert test_config.build(config).abstract.params["structure"]["query"].shape == (8, 768)
     measured = [row for row in config.evals.values() if "mean_of" not in row]
     assert {(row.query.split, row.gallery.split, row.junk) for row in measured} == {("query", "gallery", junk)}
     assert load_config(name, "tower=vit_l14").data.image_size == (126, 252)

@@ -203,7 +203,9 @@ def test_a_hub_id_without_a_network(tmp_path, how):
         [*command, f"--output={tmp_path / 'out'}"], capture_output=True, text=True, env=environment, timeout=120
     )
     assert done.returncode == 3 and done.stderr.count("\n") == 1, done.stderr
-    assert "convert: no local path openai/clip-vit-base-patch16, and it cannot be had from the Hub" in done.stderr
+    assert (
+        "convert: no local path openai/clip-vit-base-patch16, and it cannot be downloaded from the Hub" in done.stderr
+    )
     assert "download the repository elsewhere and name its folder" in done.stderr
 
 
