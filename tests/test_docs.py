@@ -154,7 +154,7 @@ def test_commands_of_tools_parse(name, arguments, monkeypatch):
 def test_commands_of_benchmarks_name_flags_that_exist(name, arguments):
     overrides, rest = split_overrides(arguments)
     given = values(rest)
-    defined = re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / name).read_text())
+    defined = re.findall(r"(?:DEFINE_\w+|add_argument)\(\s*\"(?:--)?(\w+)\"", (ROOT / name).read_text())
     assert set(given) <= set(defined), f"{name} has {defined}"
     if "config" in given:
         check_config(given["config"], overrides)
@@ -274,12 +274,16 @@ def _lookup(node, names):
 
 
 def _resolve(dotted):
-    """A module, or an attribute of one; AttributeError if there is none."""
-    module, _, last = dotted.rpartition(".")
-    package = importlib.util.find_spec(module)
-    if package is not None and package.submodule_search_locations and importlib.util.find_spec(dotted) is not None:
-        return importlib.import_module(dotted)
-    return getattr(importlib.import_module(module), last)
+    """A module, or an attribute of one at any depth; AttributeError if there is none."""
+    found, *rest = dotted.split(".")
+    value = importlib.import_module(found)
+    for name in rest:
+        found = f"{found}.{name}"
+        if inspect.ismodule(value) and hasattr(value, "__path__") and importlib.util.find_spec(found) is not None:
+            value = importlib.import_module(found)
+        else:
+            value = getattr(value, name)
+    return value
 
 
 def _load(path):

@@ -75,7 +75,8 @@ def tvi_lfm(
     config.data.update(
         modalities=("rgb", "ir"), image_size=(288, 144), instances=4, pairs=True, resize=("lanczos", "lanczos")
     )
-    config.data.options = dict(captioner="Blip" if lfm else "", rephrased=lfm and parts["llm"])
+    captioner = "Blip" if lfm else ""
+    config.data.options = dict(captioner=captioner, rephrased=lfm and parts["llm"], query_captions="")
     config.data.text.update(tokenizer="builtin" if lfm else "", rephrased=0.5 if lfm and parts["llm"] else 0.0)
     config.missing.eta = (0.0, 0.0)
     config.aug = AUGMENTATION
