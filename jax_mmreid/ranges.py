@@ -15,11 +15,12 @@ NOUNS = {  # of one value and of several
 }
 
 
-def check_types(values: Mapping[str, object], kinds: Mapping[str, type]) -> None:
+def check_types(values: Mapping[str, object], kinds: Mapping[str, type], *, prefix: str = "config.") -> None:
     """Raises ConfigError for a value that is not of the stated type.
 
     `values` are dotted fields, `kinds` their types: a key of NOUNS, or a tuple of one of them, as tuple[int, int] or
-    tuple[str, ...]. A list may stand for a tuple, a whole number for a float.
+    tuple[str, ...]. A list may stand for a tuple, a whole number for a float. The message names the field after
+    `prefix`.
     """
     for field, value in values.items():
         items = typing.get_args(kinds[field])
@@ -30,7 +31,7 @@ def check_types(values: Mapping[str, object], kinds: Mapping[str, type]) -> None
             ok = isinstance(value, tuple | list) and (not count or len(value) == len(items))
             ok, wanted = ok and all(_is_a(x, items[0]) for x in value), f"a tuple of {count}{NOUNS[items[0]][1]}"
         if not ok:
-            raise ConfigError(f"config.{field}={value!r}: must be {wanted}")
+            raise ConfigError(f"{prefix}{field}={value!r}: must be {wanted}")
 
 
 def check_ranges(values: Mapping[str, object], ranges: Mapping[str, str], *, prefix: str = "config.") -> None:

@@ -71,7 +71,7 @@ def test_pairs_may_stand_before_their_rows_and_are_called_by_settings_or_names(m
 
 
 def paired(folder, pairs=True, **changes):
-    """The tiny experiment on two modalities, with pairs of its three settings for both completions."""
+    """The tiny experiment on two modalities, with pairs of its three settings for two kinds of imputation."""
     config = tiny_config(folder, modalities="rgb/tir", **changes)
     with config.unlocked():
         config.evals = ConfigDict(sort_keys=False)

@@ -27,8 +27,8 @@ from jax_mmreid.sharding import replicated, to_global
 
 Level = float | tuple[float, ...]  # of a picture's channels: one number or one each
 
-# A batch goes through a tower in so many parts, one after the other on one device, side by side on several: a tower
-# that always sees as many rows rounds alike, and tables are the same on 1, 2, 4 and 8 devices.
+# A batch goes through a tower in so many parts, one after the other on one device, side by side on several. A tower
+# that always sees the same number of rows rounds in the same way, so results are equal on 1, 2, 4 and 8 devices.
 PARTS = 8
 KEPT_BYTES = 1 << 30  # of features and vectors on a device, in one evaluation; what goes beyond is kept on the host
 NUMBERS = ("pid", "camid", "view", "index")
@@ -43,9 +43,9 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """A model and the data it is evaluated on. `uses` tells what the rows use of which splits; no more is encoded.
+    """A model and the data it is evaluated on. `uses` are those of the rows; nothing else is encoded.
 
-    It holds the variables, and with them the arrays it has made; nothing else refers to those.
+    The variables, features and vectors die with it: nothing else refers to them, and it is in no reference cycle.
     """
 
     def __init__(

@@ -25,16 +25,28 @@ from typing import ClassVar
 import numpy as np
 
 from jax_mmreid.batch import Data
+from jax_mmreid.config import flat
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators import TEXT, Evaluator, Result, Use, check_keys, check_use
 from jax_mmreid.evaluators.encoder import Encoder, check_vectors
 from jax_mmreid.metrics import device_ranking, galleries, ranking
 from jax_mmreid.metrics import rerank as reranking
 from jax_mmreid.metrics.vectors import Vectors
+from jax_mmreid.ranges import check_types
 
 log = logging.getLogger(__name__)
 
 SIDES = ("query", "gallery")
+TYPES = {
+    "query.use": tuple[str, ...],
+    "gallery.use": tuple[str, ...],
+    "gallery.draw.cameras": tuple[int, ...],
+    "gallery.draw.shots": int,
+    "trials": int,
+    "rerank.k1": int,
+    "rerank.k2": int,
+    "rerank.lam": float,
+}
 CHOICES = dict(junk=ranking.JUNK_RULES, cmc=("picture", "identity"), incomplete=("error", "skip"))
 
 
@@ -54,6 +66,7 @@ class Retrieval(Evaluator):
         for key, known in CHOICES.items():
             if row[key] not in known:
                 raise ConfigError(f"{key}={row[key]!r}, expected one of {', '.join(known)}")
+        check_types({key: x for key, x in flat(row).items() if key in TYPES}, TYPES, prefix="")
         for key, optional in (("query", ()), ("gallery", ("draw",))):
             check_keys(key, row[key], ("split", "use"), optional)
             if not row[key]["use"]:
@@ -131,7 +144,7 @@ def _require(side: dict, some: np.ndarray, incomplete: str) -> None:
 
 
 def _galleries(row: dict, some: np.ndarray, columns: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
-    """The gallery of every trial, as rows of its split; `some` [n] bool tells which may be in it."""
+    """The gallery of every trial, as rows of its split; those with `some` [n] True may be in it."""
     side = row["gallery"]
     if "draw" not in side:
         yield np.flatnonzero(some)

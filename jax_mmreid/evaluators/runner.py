@@ -141,7 +141,7 @@ def _kind(name: str, rows: Rows) -> str:
 
 
 def _expand(rows: Rows) -> dict[str, dict]:
-    """The rows, with those of all pairs in the place of one with `pairs_of`; a row against itself is `same_as` it."""
+    """The rows, with all its pairs instead of a row with `pairs_of`; a row against itself is `same_as` that row."""
     found = {}
     for name, row in rows.items():
         if "pairs_of" not in row:
@@ -167,7 +167,7 @@ def _check_mean(name: str, rows: Rows) -> None:
 
 
 def _check_pairs(name: str, rows: Rows) -> None:
-    """Raises ConfigError if the pairs of rows are not of kind retrieval, or cannot be told apart by name."""
+    """Raises ConfigError if the pairs of rows are not of kind retrieval, or if two would have one name."""
     parts = rows[name]["pairs_of"]
     check_keys("the row", rows[name], ("pairs_of",))
     ends = {_end(rows, part) for part in parts}

@@ -170,7 +170,7 @@ def _check_sizes(query: Vectors, gallery: Vectors, rows: Relevance) -> None:
 
 
 def _on_mesh(body: Callable, mesh: Mesh, *args: Any) -> Any:
-    """`body` on every device with its own tiles, the last argument; all else, and what it returns, is everywhere."""
+    """`body` on every device with its own tiles, the last argument; all else, and the result, is replicated."""
     specs = (WHOLE,) * (len(args) - 1) + (P(mesh.axis_names),)
     return jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=WHOLE)(*args)
 

@@ -25,7 +25,7 @@ FPRS = {"TPR@1e-2": 100, "TPR@1e-3": 1_000, "TPR@1e-4": 10_000}  # {metric: one 
 METRICS = ("mAP", "mINP", *(f"rank{r}" for r in RANKS), *FPRS)
 # A gallery row is junk for a query if it agrees with it in all of these columns.
 SAME = {"same_camera": ("pid", "camid"), "same_view": ("pid", "view")}
-# SYSU-MM01's cameras 3 (infrared) and 2 (visible) stand in one place: to a query of 3, all of 2 is junk.
+# SYSU-MM01's cameras 3 (infrared) and 2 (visible) are at one location: for a query of 3, all of 2 is junk.
 SYSU_QUERY, SYSU_HIDDEN = 3, 2
 JUNK_RULES = ("none", *SAME, "sysu_cameras")
 

@@ -108,12 +108,12 @@ def _measured(results: dict) -> dict:
 
 def _names(groups: list[list[Run]], differs: list[dict]) -> list[str]:
     """The folder of each group's runs where every group has one of its own, else what the groups differ in."""
-    places = [{NUMBERED.sub("", str(run.folder.resolve())) for run in runs} for runs in groups]
-    shared = Path(os.path.commonpath(set.union(*places)))
+    folders = [{NUMBERED.sub("", str(run.folder.resolve())) for run in runs} for runs in groups]
+    shared = Path(os.path.commonpath(set.union(*folders)))
     if len(groups) == 1:
         return [shared.name]
-    if all(len(place) == 1 for place in places) and len(set.union(*places)) == len(groups):
-        paths = [Path(*place).relative_to(shared).as_posix() for place in places]
+    if all(len(one) == 1 for one in folders) and len(set.union(*folders)) == len(groups):
+        paths = [Path(*one).relative_to(shared).as_posix() for one in folders]
         return [shared.name if path == "." else path for path in paths]
     names = [""] * len(groups)
     for key in sorted(differs[0], key=lambda key: sum(len(str(values[key])) for values in differs)):

@@ -1,7 +1,7 @@
 """Which results are printed as settings of missing modalities, as pairs of settings, or line by line; and tables.
 
-Results are told apart by their fields "kind", "group", "setting" and "pair", never by their names. Nothing here imports
-jax, so that `jax_mmreid.tools.compare` answers at once.
+Results are distinguished by their fields "kind", "group", "setting" and "pair", never by their names. Nothing here
+imports jax, so that `jax_mmreid.tools.compare` answers at once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
