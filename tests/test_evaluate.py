@@ -445,5 +445,5 @@ def test_a_workdir_of_an_older_version_gets_one_clear_sentence(drawn, workdir, t
     config = few(drawn)
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "data_spec.json").unlink()
-    with pytest.raises(ConfigError, match="run has no data_spec.json, as runs of older versions have none; train it"):
+    with pytest.raises(ConfigError, match="run has no data_spec.json, as runs before version 0.2 have none; train it"):
         evaluate.evaluate(config, tmp_path / "run", open_tiny(config))

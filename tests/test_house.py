@@ -38,9 +38,15 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> list[str]:
-    """Every module that a file names in an import, at any depth; `from package import module` counts as the module."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Every module that a file names in an import, at any depth; `from package import module` counts as the module.
+
+    What is imported for type checkers alone is left out.
+    """
+    found, tree = [], ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -45,7 +45,7 @@ def chained(monkeypatch):
             workdir = Path(job.workdir)
             workdir.mkdir(parents=True, exist_ok=True)
             (workdir / "config.json").write_text(json.dumps(to_json(job.config)))
-            row = {"mAP": job.config.seed / 10, "protocol": "p", "kind": "retrieval"}
+            row = {"mAP": job.config.seed / 10, "protocol": "p", "feature": "f", "kind": "retrieval"}
             results = {"step": 9, "steps": 9, "evals": {"all/ir": row}, "columns": {"retrieval": {"mAP": "mAP"}}}
             results |= {"not_fractions": {"retrieval": []}, "modalities": ["rgb", "ir"]}
             (workdir / "results.json").write_text(json.dumps(results))
@@ -63,7 +63,7 @@ def test_sweep_runs_every_combination_for_every_seed(sweep, chained, tmp_path, c
     found = [(job.config.model.bhipr, job.config.missing.eta, job.config.seed, job.config.epochs) for job in jobs]
     etas = ((0.0,) * 3, (0.1, 0.3, 0.5))
     assert found == [(bhipr, eta, seed, 4) for bhipr in (True, False) for eta in etas for seed in (1, 2)]
-    assert list(json.loads((tmp_path / "results.json").read_text())) == names
+    assert list(json.loads((tmp_path / "results.json").read_text())["groups"]) == names
     text = (tmp_path / "results.md").read_text()
     assert f"2 runs, seeds 1, 2: {'; '.join(names)}." in text
     assert capsys.readouterr().out == text
@@ -113,7 +113,7 @@ def test_stage_lfm_follows_stage_base_in_every_trial(tvi_lfm, chained, tmp_path)
         for stage, init in (("base", "w"), ("lfm", str(tmp_path / f"trial{trial}" / "base")))
     ]
     assert {job.config.epochs for job in jobs} == {4}
-    table = json.loads((tmp_path / "results.json").read_text())
+    table = json.loads((tmp_path / "results.json").read_text())["groups"]
     assert list(table) == ["base", "lfm"] and table["lfm"]["trials"] == [2, 3]
 
 
@@ -131,7 +131,7 @@ def test_text_finds_what_infrared_alone_does_not(tvi_lfm, tmp_path):
     """The quickstart: fusion beats infrared alone by far, the ensemble beats fusion."""
     fields = [f"--config.data.data_dir={tmp_path}/data", "--config.mesh.data=1"]
     assert tvi_lfm.main([TVI, f"--workdir={tmp_path}", *fields]) == 0
-    table = json.loads((tmp_path / "results.json").read_text())
+    table = json.loads((tmp_path / "results.json").read_text())["groups"]
     base, lfm = ({name: row["mAP"]["mean"] for name, row in table[stage]["rows"].items()} for stage in ("base", "lfm"))
     assert base["all/ir"] > 0.1
     assert lfm["all/fusion"] > base["all/ir"] + 0.1
