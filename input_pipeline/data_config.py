@@ -130,7 +130,7 @@ def check_modalities(dataset: str, modalities: Sequence[str], known: Collection[
 
 
 def check_names(where: str, noun: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raises ConfigError for a name that is not known; `noun` says what it is the name of."""
+    """Raises ConfigError for a name that is not known; `noun` is the kind of thing that it names."""
     for name in given:
         if name not in known:
             hint = difflib.get_close_matches(name, known, n=1)

@@ -88,8 +88,8 @@ class OpenedData:
 def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: tuple[int, int] = (0, 1)) -> OpenedData:
     """Opens a dataset for training and evaluation.
 
-    `missing` says which training pictures are hidden; `seed` is that of the order of training rows and of the choice of
-    rephrased captions; `shard` is (process index, number of processes): each process reads its block of every batch.
+    `missing` says which training pictures are hidden; `seed` decides the order of training rows and which captions
+    are rephrased; `shard` is (process index, number of processes): each process reads its block of every batch.
     Raises ConfigError for a config that cannot be, DataError for data that cannot be used.
     """
     batch_size = config.identities * config.instances

@@ -224,7 +224,7 @@ def test_synthetic_made_by_a_faster_process_is_read(tmp_path, monkeypatch):
     def synthesize(output, *, layout):
         write_tree(tmp_path / "syn")
         (tmp_path / "syn" / "synthesized.json").write_text(json.dumps({"layout": layout}))
-        raise OSError("directory not empty")
+        raise DataError("directory not empty")
 
     monkeypatch.setattr(synthetic, "synthesize", synthesize)
     assert len(synthetic.load(str(tmp_path / "syn"), modalities=ALL, allow_missing_files=False)["train"]) == 5

@@ -11,7 +11,7 @@ from PIL import Image
 
 from input_pipeline.synthesize import main, synthesize
 from input_pipeline.synthetic import layouts
-from input_pipeline.synthetic.captions import describe
+from input_pipeline.synthetic.captions import make_captions
 from input_pipeline.synthetic.drawing import draw
 from input_pipeline.synthetic.layouts import rgbnt201 as writer
 from input_pipeline.synthetic.people import Identity, make_camera, make_identity, make_shot
@@ -269,7 +269,7 @@ def test_captions_mention_no_hidden_part():
     for spectrum in ("rgb", "nir", "tir"):
         for index in range(20):
             rng = np.random.default_rng(index)
-            for sentence in describe(person, frozenset({"upper", "lower"}), spectrum, rng):
+            for sentence in make_captions(person, frozenset({"upper", "lower"}), spectrum, rng):
                 assert not hidden & set(words(sentence))
 
 

@@ -132,7 +132,7 @@ def _parse(path: str, line: int, cells: dict[str, str]) -> Row:
             tables.fail(path, line, f"{column} is {cells[column]!r}; write a whole number from 0 to 999999999")
     for m in MODALITIES:
         text = cells[m]
-        parts = PureWindowsPath(text)  # knows both kinds of slashes, and drives
+        parts = PureWindowsPath(text)  # parses both kinds of slashes, and drives
         if text and (text.startswith("/") or parts.drive or parts.root or ".." in parts.parts):
             tables.fail(path, line, f"{m} is {text!r}; name a file below the folder of the table, relative to it")
     paths = {m: posixpath.normpath(cells[m]) if cells[m] else "" for m in MODALITIES}

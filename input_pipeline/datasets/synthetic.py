@@ -11,7 +11,7 @@ from input_pipeline.records import Counts, Records
 from input_pipeline.synthesize import synthesize
 from input_pipeline.synthetic import layouts
 from input_pipeline.synthetic.scenes import RANGES, Plan
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 
 ARGUMENTS = "synthesized.json"  # the file with the arguments that the data were drawn with
 
@@ -29,15 +29,15 @@ def load(
     given = dict(data_dir=data_dir, modalities=modalities, allow_missing_files=allow_missing_files)
     read = datasets.find(layout, "load", reading, **given)
     if not data_dir:
-        raise DataError("synthetic: data.data_dir is empty; name a folder to write the pictures to")
-    asked = {"layout": layout, **drawing}
+        raise ConfigError("config.data.data_dir is empty; name a folder to write the drawn pictures to")
+    arguments = {"layout": layout, **drawing}
     if not os.path.isdir(data_dir) or not os.listdir(data_dir):
         try:
-            synthesize(data_dir, **asked)
-        except (DataError, OSError):
+            synthesize(data_dir, **arguments)
+        except DataError:
             if not os.path.exists(os.path.join(data_dir, ARGUMENTS)):  # else another process of this run was faster
                 raise
-    _check_same(data_dir, asked)
+    _check_same(data_dir, arguments)
     return read()
 
 
@@ -67,7 +67,7 @@ def _split_options(layout: str, options: dict) -> tuple[dict, dict]:
     return parts
 
 
-def _check_same(data_dir: str, asked: dict) -> None:
+def _check_same(data_dir: str, arguments: dict) -> None:
     try:
         with open(os.path.join(data_dir, ARGUMENTS), encoding="utf-8") as file:
             made = dict(json.load(file))
@@ -75,7 +75,7 @@ def _check_same(data_dir: str, asked: dict) -> None:
         raise DataError(
             f"synthetic: {data_dir} exists but holds no readable {ARGUMENTS}; delete it or choose another data.data_dir"
         ) from None
-    differ = [f"{key}={made.get(key)} not {value}" for key, value in asked.items() if made.get(key) != value]
+    differ = [f"{key}={made.get(key)} not {value}" for key, value in arguments.items() if made.get(key) != value]
     if differ:
         raise DataError(
             f"synthetic: {data_dir} was drawn with {', '.join(differ)}; delete it or choose another data.data_dir"

@@ -14,8 +14,8 @@ def draw(has_file: np.ndarray, modalities: Sequence[str], missing: MissingConfig
 
     `has_file` [N,M] says which pictures exist; others are never present. mode="exact" hides the round(eta[m] * n)
     existing pictures of a modality with the smallest u instead. `all_missing` says what becomes of a row that loses
-    everything: "repair" restores the existing picture with the largest u/eta (so a little less is missing than eta
-    says), "reject" draws its u again, "drop_sample" leaves it all False for the caller to skip.
+    everything: "repair" restores the existing picture with the largest u/eta (so that a little less is missing than
+    eta), "reject" draws its u again, "drop_sample" leaves it all False for the caller to skip.
     Raises ConfigError for rates that do not fit the modalities, DataError for a row without any picture.
     """
     eta = np.asarray(missing.eta, float)

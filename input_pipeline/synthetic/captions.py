@@ -41,7 +41,7 @@ SENTENCES = (
 )
 
 
-def describe(identity: Identity, seen: frozenset[str], spectrum: str, rng: np.random.Generator) -> tuple[str, str]:
+def make_captions(identity: Identity, seen: frozenset[str], spectrum: str, rng: np.random.Generator) -> tuple[str, str]:
     """A caption of one picture and the same rephrased; `spectrum` is "rgb", "nir" or "tir".
 
     `seen` names the parts that are visible in the picture (`Drawing.seen`); garments are always mentioned.

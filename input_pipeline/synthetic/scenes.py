@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from input_pipeline.synthetic.captions import describe
+from input_pipeline.synthetic.captions import make_captions
 from input_pipeline.synthetic.drawing import draw
 from input_pipeline.synthetic.people import TEXT_STREAM, generator, make_camera, make_identity, make_shot
 from jax_mmreid.errors import ConfigError
@@ -94,7 +94,7 @@ def scenes(plan: Plan, pids: Sequence[int]) -> Iterator[Scene]:
     for pid, camid, image in frames(plan, pids):
         drawing = draw(identities[pid], cameras[camid], make_shot(plan.seed, pid, camid, image), height=plan.height)
         rng = generator(plan.seed, TEXT_STREAM, pid, camid, image)
-        captions = {name: describe(identities[pid], drawing.seen, name, rng) for name in drawing.pictures}
+        captions = {name: make_captions(identities[pid], drawing.seen, name, rng) for name in drawing.pictures}
         yield Scene(pid, camid, image, drawing.pictures, captions)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from input_pipeline.datasets.regdb import CAMERAS
 from input_pipeline.synthetic.scenes import Captions, Plan, Row, frames, scenes
 
-IMAGES = 10  # of each person in each spectrum, as in RegDB
+IMAGES = 10  # of each identity in each spectrum, as in RegDB
 TRIALS = 10
 SPECTRA = {"rgb": ("Visible", "v"), "tir": ("Thermal", "t")}  # RegDB's "ir" is thermal
 

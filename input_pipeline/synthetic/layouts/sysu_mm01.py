@@ -12,7 +12,7 @@ from input_pipeline.reading import images
 from input_pipeline.synthetic.scenes import Captions, Plan, Row, frames, save_jpeg, scenes
 from jax_mmreid.batch import MODALITIES
 
-ARRAY_SIZE = (288, 144)  # H, W in the field's arrays
+ARRAY_SIZE = (288, 144)  # H, W of the usual arrays
 PREFIX = "datasets/sysu/"
 FILMED_IN = {camera: m for m, cameras in CAMERAS.items() for camera in cameras}
 
