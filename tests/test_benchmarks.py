@@ -1,4 +1,4 @@
-"""Story: every benchmark runs at a tiny size, and what it prints is what it says it measures."""
+"""Story: every benchmark runs at a tiny size and prints what it measures."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Equality: PyTorch's names -> ours -> PyTorch's names changes no bit; and what is not a layout is told apart."""
+"""Equality: PyTorch's names -> ours -> PyTorch's names changes no bit; tensors of no layout are refused."""
 
 import functools
 
@@ -15,7 +15,7 @@ TVI_LFM_HEADS = {"text": 8}
 
 
 def numbers(shapes, dtype=np.float32):
-    """Every tensor drawn anew; counters are counters."""
+    """Every tensor at random; counters are counters."""
     rng = np.random.default_rng(0)
     out = {}
     for name, shape in shapes.items():

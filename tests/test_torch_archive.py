@@ -1,9 +1,5 @@
-"""Files of PyTorch: read whole and to the bit, never run, and refused when they claim more than they hold.
+"""Files of PyTorch: read whole and to the bit, and refused when they claim more than they hold."""
 
-Most files here are written by hand, opcode by opcode, as PyTorch itself does not write what must be refused.
-"""
-
-import pickle
 import struct
 import sys
 import tracemalloc
@@ -12,63 +8,10 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
+from torch_files import NUMBERS, legacy, push, refused, state_dict, tensor, zip_file
 
 from jax_mmreid.errors import DataError
-from jax_mmreid.weights import torch_archive, torch_pickle
-
-NUMBERS = np.arange(6, dtype=np.float32)
-
-
-class Attack:
-    """Unpickled by the book, it writes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-# Files by hand.
-
-
-def plain(x):
-    """The opcodes that put a plain value on the stack."""
-    return pickle.dumps(x, protocol=2)[2:-1]
-
-
-def name(module, attribute):
-    return f"c{module}\n{attribute}\n".encode()
-
-
-def tensor(shape=(2, 3), strides=(3, 1), offset=0, *, key="0", size=6, kind="FloatStorage"):
-    """The opcodes of a tensor."""
-    storage = b"(" + plain("storage") + name("torch", kind) + plain(key) + plain("cpu") + plain(size) + b"tQ"
-    arguments = storage + plain(offset) + plain(shape) + plain(strides) + plain(False)
-    return name("torch._utils", "_rebuild_tensor_v2") + b"(" + arguments + name("collections", "OrderedDict") + b")RtR"
-
-
-def state_dict(**tensors):
-    """The pickle of a dict of tensors."""
-    return b"\x80\x02}(" + b"".join(plain(key) + x for key, x in tensors.items()) + b"u."
-
-
-def zip_file(path, pickled, compress=(), **storages):
-    """A zip file of torch.save with these storages, by default `NUMBERS` alone."""
-    with zipfile.ZipFile(path, "w") as file:
-        members = {"data.pkl": pickled, "byteorder": b"little"}
-        for key, x in (storages or {"0": NUMBERS}).items():
-            members[f"data/{key}"] = x.tobytes()
-        for member, content in members.items():
-            kind = zipfile.ZIP_DEFLATED if member in compress else zipfile.ZIP_STORED
-            file.writestr(f"model/{member}", content, compress_type=kind)
-    return str(path)
-
-
-def refused(path, match):
-    with pytest.raises(DataError, match=match) as caught:
-        torch_archive.read(path)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+from jax_mmreid.weights import torch_archive
 
 
 def test_tensors_are_views_of_their_storages(tmp_path, monkeypatch):
@@ -142,7 +85,7 @@ def test_a_compressed_member_is_refused(tmp_path, member):
         count, storages = 5_000_000, {"0": np.zeros(5_000_000, np.float32)}
     pickled = state_dict(x=tensor((count,), (1,), size=count))
     if member == "data.pkl":
-        pickled = pickled[:2] + plain("." * 15_000_000) + b"0" + pickled[2:]  # a text that is dropped again
+        pickled = pickled[:2] + push("." * 15_000_000) + b"0" + pickled[2:]  # a text that is dropped again
     path = zip_file(tmp_path / "model.pth", pickled, (member,), **storages)
     tracemalloc.start()
     refused(path, f"model/{member} is compressed, which torch.save never does; save the file again")
@@ -184,84 +127,6 @@ def test_numbers_of_the_other_byte_order_are_refused(tmp_path):
         file.writestr("model/data.pkl", state_dict(x=tensor()))
         file.writestr("model/byteorder", b"big")
     refused(path, "its numbers are big-endian; save the file again")
-
-
-# What a pickle may ask for.
-
-
-@pytest.mark.parametrize("form", ["zip", "bare"])
-def test_code_is_refused_and_does_not_run(tmp_path, form):
-    path = tmp_path / "model.pt"
-    pickled = pickle.dumps({"x": Attack(tmp_path / "ran")}, protocol=2)
-    zip_file(path, pickled) if form == "zip" else path.write_bytes(pickled)
-    refused(path, r"model.pt is refused, nothing of it was run: it holds more than tensors \(it asks for .*open\)$")
-    assert not (tmp_path / "ran").exists()
-
-
-def module(*attributes, memo=0):
-    """The opcodes of a TorchScript module with attributes, pairs of a name and opcodes."""
-    made = name("__torch__.Any", "Module") + b")\x81" + b"q" + bytes([memo])
-    return made + b"}(" + b"".join(plain(key) + x for key, x in attributes) + b"ub"
-
-
-def test_a_torchscript_module_is_read_by_its_attributes(tmp_path):
-    inner = module(("weight", tensor()), ("training", plain(False)))
-    path = zip_file(tmp_path / "clip.pt", b"\x80\x02" + module(("visual", inner), ("size", plain(7))) + b".")
-    found = torch_archive.read(path)
-    assert list(found) == ["visual.weight"]
-    np.testing.assert_array_equal(found["visual.weight"], NUMBERS.reshape(2, 3))
-
-
-@pytest.mark.parametrize(
-    "inner",
-    [b"h\xc8", module(("a", b"h\xc8"), ("b", b"h\xc8"), memo=201)],
-    ids=["a module in itself", "two names for each"],
-)
-def test_modules_in_a_circle_are_refused(tmp_path, inner):
-    pickled = b"\x80\x02" + module(("x" * 100, inner), memo=200) + b"."
-    refused(zip_file(tmp_path / "clip.pt", pickled), "its module has an attribute whose name is no text of 1000")
-
-
-def test_too_many_attributes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_pickle, "MAX_ATTRIBUTES", 10)
-    pickled = b"\x80\x02" + module(*((f"x{i}", tensor()) for i in range(11))) + b"."
-    refused(zip_file(tmp_path / "clip.pt", pickled), "its module has more than 10 attributes")
-
-
-@pytest.mark.parametrize(
-    "pickled",
-    [
-        b"\x80\x02]q\x00(K\x01K\x02e.",  # [1, 2]
-        b"\x80\x02}X\x05\x00\x00\x00epochK\x03s.",  # {"epoch": 3}
-        b"\x80\x02}K\x01" + tensor() + b"s.",  # {1: tensor}
-    ],
-)
-def test_what_is_not_a_state_dict_is_refused(tmp_path, pickled):
-    refused(zip_file(tmp_path / "model.pth", pickled), "model.pth is refused, .* (not a state dict|no text)")
-
-
-@pytest.mark.parametrize(
-    "pickled, match",
-    [
-        (b"\x80\x02r\xff\xff\xff\x7f.", "cannot read|gives an object the number 2147483647"),
-        (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".", "cannot read .*expected 1099511627776 bytes"),
-        (b"\x80\x02\x85.", "cannot read"),
-        (b"", "cannot read .*exhausted"),
-    ],
-)
-def test_a_pickle_that_asks_for_memory_or_is_cut_is_refused(tmp_path, pickled, match):
-    refused(zip_file(tmp_path / "model.pth", pickled), match)
-
-
-STORED = struct.pack("<q", 6) + NUMBERS.tobytes()
-
-
-def legacy(path, pickled, keys=("0",), content=STORED, little=True):
-    """A file of torch.save before PyTorch 1.6."""
-    before = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little})
-    written = b"".join(pickle.dumps(x, protocol=2) for x in before) + pickled + pickle.dumps(list(keys), protocol=2)
-    path.write_bytes(written + content)
-    return path
 
 
 def test_an_old_file_is_read_and_its_claims_are_checked(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from clip_files import CONFIG, write_clip
 from safetensors.numpy import save_file
 from test_layouts import DIM, HEADS, WIDTH, openai, transformers_clip
+from torch_files import Attack
 
 from jax_mmreid.errors import DataError
 from jax_mmreid.tools import convert
@@ -188,8 +189,6 @@ def test_broken_json(capsys, tmp_path, clip_folder, file, content):
 
 
 def test_a_pickle_with_code(capsys, tmp_path):
-    from test_torch_archive import Attack
-
     (tmp_path / "model.pth").write_bytes(pickle.dumps({"x": Attack(tmp_path / "ran")}))
     assert "refused, nothing of it was run" in fails(capsys, tmp_path, tmp_path / "model.pth")
     assert not (tmp_path / "ran").exists()

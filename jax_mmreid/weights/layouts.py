@@ -10,7 +10,7 @@ axes between them. Reading and writing use the same list, so that what was read 
     jax_mmreid     our own paths
 
 Our leaves are paths such as params/image/block_0/fc/kernel; parts are image, text, pool, head, logit_scale, base.
-Tensors that our models lack (counters, ImageNet's classifier) are kept as extra/<their name>, to be written back.
+Other tensors (counters, ImageNet's classifier) are kept as extra/<their name>, to be written back.
 """
 
 import re

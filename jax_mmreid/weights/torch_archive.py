@@ -1,15 +1,15 @@
 """Tensors out of the files that PyTorch writes, without PyTorch and without running anything that a file may carry.
 
-Such a file holds numbers as raw bytes, its storages, and a pickle that says which tensor is a view of which storage:
+Such a file holds storages, numbers as raw bytes, and a pickle that describes each tensor as a view of a storage:
 
 - a zip file of `torch.save`: the pickle is of a state dict, tensors by name;
 - a zip file of `torch.jit.save` (TorchScript), the form in which OpenAI published CLIP: the pickle is of a module,
-  whose code is left alone;
+  whose code is ignored;
 - `torch.save` before PyTorch 1.6: pickles one after the other, then the storages.
 
-A file is not believed before its claims are checked: no tensor may be larger than its storage, the tensors together no
-larger than the storages together, and those no larger than the file, where their bytes stand uncompressed. So reading
-needs about as much memory as the file is long.
+The claims of a file are checked before anything is allocated: no tensor may be larger than its storage, all tensors
+together no larger than all storages, and those no larger than the file, which has them uncompressed. So reading needs
+about as much memory as the file is long.
 """
 
 import io
@@ -123,13 +123,13 @@ def _read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
     sizes = {tensor.storage.key: tensor.storage.nbytes for tensor in tensors.values()}
     if not isinstance(keys, list) or set(map(type, keys)) - {str} or set(keys) != set(sizes):
         raise BrokenError("its list of storages does not match its tensors")
-    places, end = {}, file.tell()
+    offsets, end = {}, file.tell()
     for key in keys:  # each a number of 8 bytes, how many numbers follow, and these
-        places[key] = end
+        offsets[key] = end
         end += 8 + sizes[key]
 
     def stored(storage: Storage) -> bytes:
-        file.seek(places[storage.key])
+        file.seek(offsets[storage.key])
         if file.read(8) != struct.pack("<q", storage.size):
             raise BrokenError(f"storage {storage.key} is not where it should be")
         return file.read(storage.nbytes)

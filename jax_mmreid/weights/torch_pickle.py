@@ -1,8 +1,7 @@
-"""What the pickle in a file of PyTorch says of its tensors, read without PyTorch and without running any of it.
+"""The tensors that the pickle in a file of PyTorch describes, read without PyTorch and without running any of it.
 
-The unpickler knows tensors and what holds them, and refuses every other name. A tensor comes out as a description, a
-view of a storage whose bytes stand elsewhere in the file, so that nothing has been allocated when its claims are
-checked.
+The unpickler knows tensors and their containers, and refuses every other name. It returns descriptions of tensors,
+views of storages whose bytes are elsewhere in the file, so that nothing is allocated before their claims are checked.
 """
 
 import io
@@ -38,11 +37,11 @@ NO_PICKLE = (
 
 
 class RefusedError(Exception):
-    """The file asks for what it must not have; the message says what."""
+    """The file asks for something that is not read; the message names it."""
 
 
 class BrokenError(Exception):
-    """The bytes are not whole, or not what PyTorch writes."""
+    """The file is incomplete, or not one that PyTorch wrote."""
 
 
 class Storage(NamedTuple):
@@ -73,11 +72,11 @@ class Tensor(NamedTuple):
 def unpickle(data: bytes) -> tuple[Any, int]:
     """The object of the pickle at the beginning of `data`, and the pickle's length in bytes.
 
-    Raises BrokenError for what is no pickle, RefusedError for one that asks for more than tensors.
+    Raises BrokenError for bytes that are no pickle, RefusedError for a pickle that asks for more than tensors.
     """
     try:
         for opcode, argument, position in pickletools.genops(data):  # noqa: B007 (the last is used)
-            # Python's unpickler makes room for as many objects as the largest number of one.
+            # Python's unpickler allocates a table as long as the largest number of an object.
             if opcode.name == "LONG_BINPUT" and argument > len(data):
                 raise RefusedError(f"its pickle gives an object the number {argument}")
         return _Unpickler(io.BytesIO(data)).load(), position + 1
@@ -153,7 +152,7 @@ class _Module:
 
 
 class _Dict(dict):
-    """Stands for OrderedDict, without the metadata that PyTorch hangs on a state dict."""
+    """Stands for OrderedDict, without the metadata that PyTorch attaches to a state dict."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -165,7 +164,7 @@ class _Type(NamedTuple):
     dtype: np.dtype
 
 
-# What a pickle may call. Lists are passed on: `list` would copy a long one as often as a pickle asks for it.
+# What a pickle may call. Lists are returned as they are, since `list` would copy a long one each time it is called.
 CALLABLES = {
     ("collections", "OrderedDict"): lambda: _Dict(),
     ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *_: Tensor(
