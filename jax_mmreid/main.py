@@ -114,7 +114,7 @@ def _exit_on_signal() -> None:
 def _fail(error: Exception) -> int:
     """Prints an error as one line and returns its exit code."""
     print(f"jax_mmreid: {' '.join(str(error).split())}", file=sys.stderr)
-    return EXIT_CODES[type(error)]
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
 def _log_to_stderr() -> None:

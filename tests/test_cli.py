@@ -185,7 +185,7 @@ def test_an_unreadable_picture_is_named_and_not_tried_again(copy, tmp_path, refu
     for picture in (copy / "train_171" / "TI").iterdir():
         picture.write_bytes(picture.read_bytes()[:40])
     read, tried = images.read, []
-    monkeypatch.setattr(images, "read", lambda path, *args: tried.append(path) or read(path, *args))
+    monkeypatch.setattr(images, "read", lambda path, *args, **named: tried.append(path) or read(path, *args, **named))
     code, line = refused(*on(copy, tmp_path / "run"))
     broken = [path for path in tried if "/TI/" in path]
     assert code == 3 and len(broken) == 1 and f"cannot read {broken[0]} (" in line
@@ -234,7 +234,10 @@ WRONG = {
     "a misspelled argument": (["--config=quickstart.py:rwo=A"], "did you mean 'row'?"),
     "a row that does not exist": (["--config=quickstart.py:row=G"], "row=G: expected one of A, B, C, D, E, F"),
     "a rate above 1 as argument": (["--config=quickstart.py:eta=1.5"], "must lie in [0, 1]"),
-    "a rate above 1 as flag": (["--config.missing.eta=(0.1,1.5,0.0)"], "missing.eta=(0.1, 1.5, 0.0): every rate"),
+    "a rate above 1 as flag": (
+        ["--config.missing.eta=(0.1,1.5,0.0)"],
+        "config.missing.eta=(0.1, 1.5, 0.0): must lie in [0, 1]",
+    ),
     "two rates for three modalities": (["--config.missing.eta=(0.1,0.2)"], "expected 3 rates, one for each"),
     "text for a number": (["--config.epochs=many"], "config.epochs=many: expected a value of type int"),
     "a learning rate below 0": (["--config.optim.lr.tower=-1"], "config.optim.lr.tower=-1.0: must lie in [0, inf)"),
@@ -254,7 +257,10 @@ WRONG = {
     "watching a step that stands still": (["--watch", "--mode=eval", "--step=12"], "--watch belongs to --mode=eval"),
     "watching the best": (["--watch", "--mode=eval", "--step=best"], "--watch belongs to --mode=eval with --step=last"),
     "watching a run of another config": (["--watch", "--mode=eval", "--force"], "--watch belongs to --mode=eval"),
-    "an image of no whole patches": (["--config.data.image_size=(30,16)"], "30x16"),
+    "an image of no whole patches": (
+        ["--config.data.image_size=(30,16)"],
+        "config.data.image_size=(30, 16) is not a whole number of patches of 8 pixels",
+    ),
     "heads that do not divide": (["--config.model.image.heads=3"], "image.heads"),
     "a mesh that does not fit": (["--config.mesh.data=5", "--config.mesh.model=2"], "data=5 x model=2"),
 }

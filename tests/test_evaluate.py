@@ -131,7 +131,7 @@ def test_a_picture_without_any_modality_of_a_row_is_named(drawn, tmp_path):
     config = few(tmp_path / "copy", **{"data.allow_missing_files": True})
     for folder in ("RGB", "NI"):
         sorted((tmp_path / "copy" / "test" / folder).iterdir())[4].unlink()
-    with pytest.raises(DataError, match="evals.no_t: row 4 of split 'test' has none of rgb, nir"):
+    with pytest.raises(DataError, match="evals.no_t: row 4 of split 'test' (has no|lacks a) picture of rgb(,| or) nir"):
         runner.check(config.evals.to_dict(), open_tiny(config))
 
 
@@ -173,9 +173,9 @@ def test_a_row_may_be_reranked(tiny, drawn):
     encoder = encoding.Encoder(
         method, state.variables, data, exp.mesh, mean=0.5, std=0.5, uses=[("test", ("rgb", "nir", "tir"))]
     )
-    columns = encoder.split("test").columns
+    columns = data.columns("test")
     for name, use in (("full", ("rgb", "nir", "tir")), ("no_rt", ("nir",))):
-        vectors = encoder.vectors("test", use, {})
+        vectors = encoder.fetch(encoder.vectors("test", use, {}))
         blocks = rerank.rerank(vectors, vectors, **constants)
         scores = ranking.rank(blocks, ranking.relevance("same_camera", columns, columns))
         found = results[f"reranked/{name}"]
@@ -187,15 +187,27 @@ def test_a_row_may_be_reranked(tiny, drawn):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("evals.full.kind", "retreival", "no evaluators named 'retreival'; there are: .*retrieval"),
-        ("evals.full.query.use", ("rgb", "ir"), r"evals.full uses \('rgb', 'ir'\); data.modalities are"),
-        ("evals.full.gallery.use", (), r"evals.full uses \(\); data.modalities are"),
+        (
+            "evals.full.kind",
+            "retreival",
+            "kind='retreival': there is no such kind of evaluation; there are image_text, retr",
+        ),
+        (
+            "evals.full.query.use",
+            ("rgb", "ir"),
+            "evals.full: use names 'ir'; there are the modalities rgb, nir, tir, captions",
+        ),
+        ("evals.full.gallery.use", (), "evals.full: gallery.use is empty; name modalities"),
         ("evals.full.gallery.split", "gallery", "evals.full: data: no split 'gallery'; there are train, test"),
         ("evals.full.junk", "same", "evals.full: junk='same', expected one of none, same_camera, same_view, sysu"),
-        ("evals.full.rerank", dict(k1=3, k2=2), "evals.full.rerank lacks the key 'lam'"),
-        ("evals.full.rerank", dict(k1=0, k2=2, lam=0.3), "evals.full: re-ranking: k1 0 and k2 2 must be at least 1"),
-        ("evals.mean_missing.mean_of", ("full", "no_x"), "evals.mean_missing: mean_of names 'no_x', which is no"),
-        ("evals.mean_missing.mean_of", ("mean_missing",), "mean_of names 'mean_missing', which is no measured row"),
+        ("evals.full.rerank", dict(k1=3, k2=2), "evals.full: rerank lacks the key 'lam'"),
+        ("evals.full.rerank", dict(k1=0, k2=2, lam=0.3), "evals.full: re-ranking: k1=0 and k2=2 must be at least 1"),
+        (
+            "evals.mean_missing.mean_of",
+            ("full", "no_x"),
+            "evals.mean_missing: mean_of names 'no_x'; it can name full, no_r, no_n,",
+        ),
+        ("evals.mean_missing.mean_of", ("mean_missing",), "mean_of names 'mean_missing'; it can name full, no_r"),
     ],
 )
 def test_a_row_that_cannot_be_measured_is_refused_before_the_first_step(drawn, field, value, message):
@@ -206,8 +218,8 @@ def test_a_row_that_cannot_be_measured_is_refused_before_the_first_step(drawn, f
 
 def test_the_best_must_name_a_row(drawn):
     config = tiny_config(drawn, best="all/mAP", eval_every=1)
-    with pytest.raises(ConfigError, match="best='all/mAP' names no row of evals; there are full, no_r,"):
-        runner.check(config.evals.to_dict(), open_tiny(config))
+    with pytest.raises(ConfigError, match="best='all/mAP': there is no row 'all' in evals; the rows are full, no_r,"):
+        runner.check_best(config.best, config.evals.to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -343,11 +355,11 @@ def test_the_weights_that_a_config_names_are_measured_without_a_run(tiny, drawn,
 
 
 def test_weights_that_lack_a_part_are_not_measured(drawn, workdir, tmp_path):
-    """A classifier or tower that started at random would be measured as if it were somebody's."""
+    """A classifier or tower of random weights would be measured as if it had been trained."""
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "frozen")  # the text tower
     config = named(drawn, tmp_path / "run")
-    with pytest.raises(DataError, match="lacks text"):
+    with pytest.raises(DataError, match="run holds heads, .*, structure but not text; name weights that hold it too"):
         evaluate.evaluate(config, tmp_path / "results", open_tiny(config), step="init")
     assert not (tmp_path / "results").exists()
 
