@@ -1,4 +1,4 @@
-"""Story: towers that learned what pictures are called, and Miss-ReID that starts from them."""
+"""Story: towers trained on pictures and captions, and Miss-ReID that starts from them."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def chance(identities=32, cameras=4, pictures=2):
-    """The mAP of vectors that say nothing, on the quickstart's test people."""
+    """The mAP of random distances on the quickstart's test identities."""
     pid = np.repeat(np.arange(identities), cameras * pictures)
     rows = {"pid": pid, "camid": np.tile(np.repeat(np.arange(cameras), pictures), identities)}
     dist = np.random.default_rng(0).random((len(pid), len(pid)))
@@ -23,7 +23,7 @@ def chance(identities=32, cameras=4, pictures=2):
 
 
 @pytest.mark.slow
-def test_towers_are_aligned_and_text_features_find_people(tmp_path):
+def test_aligned_towers_and_text_features_retrieve_identities(tmp_path):
     line = [sys.executable, "-m", "jax_mmreid.main", f"--config={ROOT}/configs/quickstart.py:init=clip"]
     line += [f"--workdir={tmp_path}/run", "--config.mesh.data=1", "--config.pretrain.config.mesh.data=1"]
     subprocess.run(line, cwd=tmp_path, env=os.environ | {"XLA_FLAGS": ""}, check=True, timeout=900)

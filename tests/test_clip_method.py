@@ -1,13 +1,13 @@
-"""Contrastive training: which pairs the loss sees, what a feature is, and that devices change nothing."""
+"""Contrastive training: the pairs of the loss, the vectors, and the same numbers on any number of devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, open_tiny, start, tiny_clip_config, tiny_config
+from conftest import assert_trees_close, build, open_tiny, start, tiny_clip_config, tiny_config
 from test_image_text_loss import naive
 
-from jax_mmreid import experiment, train
+from jax_mmreid import train
 from jax_mmreid.batch import has_caption
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ MODALITIES = ("rgb", "nir", "tir")
 
 @pytest.fixture(scope="module")
 def tiny(drawn):
-    """Method, state, and a normalised batch with an absent picture, an empty caption and two that are alike."""
+    """Method, state, and a normalised batch with a missing picture, an empty caption and two equal captions."""
     exp, data, state = start(tiny_clip_config(drawn))
     batch = next(iter(data.train(0, 1)))
     images = {m: augment.normalise(x, 0.5, 0.5) for m, x in batch["images"].items()}
@@ -61,12 +61,12 @@ def test_the_loss_is_over_all_pairs_of_the_batch(drawn, tiny, loss, dedup_captio
     scale, bias = {"info_nce": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}[loss]
     each = naive(loss, x, y, scale, key, where, bias)
     assert value == pytest.approx(each.sum() / 22, rel=1e-5) and scalars["scale"] == pytest.approx(scale)
-    assert scalars["described"] == pytest.approx(22 / 24)
-    if dedup_captions and loss == "info_nce":  # the option matters: two captions of the batch are alike
+    assert scalars["has_caption"] == pytest.approx(22 / 24)
+    if dedup_captions and loss == "info_nce":  # two captions of the batch are equal
         assert abs(naive(loss, x, y, scale, np.arange(24), where, bias).sum() - each.sum()) > 1e-3
 
 
-def test_captions_have_a_key_each(tiny):
+def test_different_captions_have_different_keys(tiny):
     method, _, _ = tiny
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 530, (4000, 40)).astype(np.int32)
@@ -79,7 +79,7 @@ def test_captions_have_a_key_each(tiny):
 
 
 @pytest.mark.parametrize("junk", [np.nan, 1e30])
-def test_pixels_of_absent_pictures_change_nothing(tiny, junk):
+def test_pixels_of_missing_pictures_have_no_influence(tiny, junk):
     method, state, batch = tiny
     spoilt = batch["images"] | {"tir": batch["images"]["tir"].at[2].set(junk)}
     results = [value_and_gradients(method, state, batch | {"images": x}) for x in (batch["images"], spoilt)]
@@ -87,7 +87,7 @@ def test_pixels_of_absent_pictures_change_nothing(tiny, junk):
     assert np.isfinite(results[0][0][0])
 
 
-def test_what_is_said_of_an_absent_picture_changes_nothing(tiny):
+def test_the_caption_of_a_missing_picture_has_no_influence(tiny):
     method, state, batch = tiny
     other = batch["text"] | {"tir": batch["text"]["tir"].at[2].set(batch["text"]["rgb"][0])}
     assert_trees_close(*(value_and_gradients(method, state, batch | {"text": x}) for x in (batch["text"], other)), 1e-7)
@@ -123,8 +123,11 @@ def test_a_vector_is_the_mean_of_what_a_row_has(tiny):
         found = method.embed(state.variables, features, use)
         expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
         np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=str(use))
-    with pytest.raises(ValueError, match="clip: the split has none of ir"):
-        method.embed(state.variables, features, ("ir",))
+    for use in (("ir",), ("rgb", "ir"), ("text/ir",)):
+        with pytest.raises(
+            ConfigError, match="clip has no vector of .* there are pictures of rgb, nir, tir and captions"
+        ):
+            method.embed(state.variables, features, use)
 
 
 SLOW = dict(marks=pytest.mark.slow)
@@ -139,7 +142,7 @@ def test_eight_devices_equal_one(drawn, tmp_path, loss, mesh):
         # Adam's eps: see test_sharding.py
         config = tiny_clip_config(drawn, loss, **{f"mesh.{k}": v for k, v in mesh.items()}, **{"optim.eps": 1e-3})
         data = open_tiny(config)
-        exp = experiment.build(config, data)
+        exp = build(config, data, devices=jax.devices())
         with Checkpoints(workdir) as checkpoints:
             state = train.start_or_resume(config, exp, data, checkpoints)
         step, losses = train.compile_step(config, exp, exp.phases[0]), []
@@ -163,8 +166,8 @@ def test_the_towers_start_another_method(drawn, tmp_path):
     config = tiny_config(drawn, **words, **model)
     config.model.sie_camera = False
     data = open_tiny(config)
-    assert data.spec.text == () and data.spec.vocab == open_tiny(tiny_clip_config(drawn)).vocab
-    exp = experiment.build(config, data)
+    assert data.spec.text == () and data.spec.vocab == open_tiny(tiny_clip_config(drawn)).spec.vocab
+    exp = build(config, data, devices=jax.devices())
     with Checkpoints(tmp_path / "miss") as checkpoints:
         begun = train.start_or_resume(config, exp, data, checkpoints)
     assert_trees_close(begun.frozen["text"], state.params["text"], atol=0)
@@ -176,7 +179,7 @@ def test_the_towers_start_another_method(drawn, tmp_path):
     assert gaps == [sentence.word, *range(sentence.prompt, sentence.prompt + 4)]
 
 
-def test_pictures_of_nobody_twice_will_do(tmp_path):
+def test_one_picture_per_identity_is_enough(tmp_path):
     once = {"data.options.cameras": 1, "data.options.images_per_camera": 1}
     data = open_tiny(tiny_clip_config(tmp_path / "once", **once))
     (batch,) = data.train(0, 1)
@@ -188,16 +191,16 @@ def test_pictures_of_nobody_twice_will_do(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model.loss": "triplet"}, "model.loss='triplet': expected one of info_nce, sigmoid"),
-        ({"model.text.heads": 3}, "model.text.heads=3 does not divide model.text.width=8"),
-        ({"model.text.vocab": 520}, "model.text.vocab=520 is too small for captions that need 530"),
-        ({"model.text.context": 9}, "model.text.context=9 is too small for captions that need"),
+        ({"model.loss": "triplet"}, "config.model.loss=triplet: expected one of info_nce, sigmoid"),
+        ({"model.text.heads": 3}, "config.model.text.heads=3 does not divide config.model.text.width=8"),
+        ({"model.text.vocab": 520}, "config.model.text.vocab=520 is too small for the captions .* set it to 530"),
+        ({"model.text.context": 9}, "config.model.text.context=9 is too small for the captions of the data; set it to"),
         (
             {"data.text.tokenizer": "", "data.options.captioner": ""},
-            "clip learns from captions of rgb, nir, tir; set data.text.tokenizer",
+            "clip is trained with captions of rgb, nir, tir; set data.text.tokenizer",
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(drawn, changes, message):
+def test_settings_that_contradict_each_other_are_refused(drawn, changes, message):
     with pytest.raises(ConfigError, match=message):
         start(tiny_clip_config(drawn, **changes))

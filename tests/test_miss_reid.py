@@ -1,15 +1,21 @@
-"""Miss-ReID: what is absent has no influence, each row of Table 1 has its terms, the memory and f~ do what they say."""
+"""Miss-ReID: missing pictures have no influence, the rows of Table 1 have their terms, prototypes and imputation."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, open_tiny, start, tiny_config
+from conftest import assert_trees_close, build, load_config, open_tiny, start, tiny_config
 
+from jax_mmreid import experiment
+from jax_mmreid.config import find, flat
 from jax_mmreid.errors import ConfigError
-from jax_mmreid.methods import miss_reid
+from jax_mmreid.methods import read_fields
+from jax_mmreid.models.clip import ImageTower
+from jax_mmreid.models.shared_tower import SharedTower
+from jax_mmreid.models.structure import StructureFields
 from jax_mmreid.ops import masked
 from jax_mmreid.state import merge, streams
 
@@ -36,7 +42,12 @@ def float_batch(rng, rows, modalities, size=(32, 16), classes=12):
     }
 
 
-def with_pixels_of_absent(batch, value):
+def changed(method, **fields):
+    """The method with other fields of its config."""
+    return dataclasses.replace(method, config=dataclasses.replace(method.config, **fields))
+
+
+def with_pixels_of_missing(batch, value):
     images = {m: jnp.where(batch["present"][m][:, None, None, None], x, value) for m, x in batch["images"].items()}
     return batch | {"images": images}
 
@@ -64,19 +75,19 @@ def row_f(drawn):
 
 
 @pytest.mark.parametrize("junk", [np.nan, 1e30, -7.0])
-def test_pixels_of_absent_pictures_change_nothing(row_f, junk):
+def test_pixels_of_missing_pictures_have_no_influence(row_f, junk):
     method, state, gradients, encode = row_f
     batch = float_batch(np.random.default_rng(0), 10, method.modalities)
-    clean, dirty = (with_pixels_of_absent(batch, value) for value in (0.0, junk))
+    clean, dirty = (with_pixels_of_missing(batch, value) for value in (0.0, junk))
     assert_trees_close(gradients(state, clean), gradients(state, dirty), atol=0)
     assert_trees_close(encode(state.variables, clean), encode(state.variables, dirty), atol=0)
 
 
-def test_a_modality_absent_everywhere_leaves_no_trace(row_f):
+def test_a_modality_missing_everywhere_has_no_influence(row_f):
     method, state, gradients, _ = row_f
     batch = float_batch(np.random.default_rng(1), 10, method.modalities)
     present = batch["present"] | {"nir": jnp.zeros(10, bool), "rgb": jnp.ones(10, bool)}
-    out, grads = gradients(state, with_pixels_of_absent(batch | {"present": present}, np.nan))
+    out, grads = gradients(state, with_pixels_of_missing(batch | {"present": present}, np.nan))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((out, grads)))
     assert_trees_close(out.updates["batch_stats"]["heads"]["nir"], state.batch_stats["heads"]["nir"], atol=0)
     np.testing.assert_array_equal(out.updates["memory"]["proto"][1], state.memory["proto"][1])
@@ -84,7 +95,7 @@ def test_a_modality_absent_everywhere_leaves_no_trace(row_f):
     assert not any(np.any(g) for g in jax.tree.leaves(grads["heads"]["nir"]))
 
 
-def test_a_key_that_is_missing_equals_a_mask_that_is_false(row_f):
+def test_a_missing_key_equals_a_false_mask(row_f):
     method, state, _, encode = row_f
     batch = float_batch(np.random.default_rng(2), 10, method.modalities)
     batch["present"] = {m: jnp.full(10, m != "tir") for m in method.modalities}
@@ -97,7 +108,7 @@ def test_a_key_that_is_missing_equals_a_mask_that_is_false(row_f):
 def test_a_batch_of_other_modalities_is_refused(row_f):
     method, state, _, _ = row_f
     batch = {"images": {"ir": jnp.zeros((2, 32, 16, 3))}, "present": {"ir": jnp.ones(2, bool)}}
-    with pytest.raises(ValueError, match=r"the batch has \['ir'\], the method reads \['rgb', 'nir', 'tir'\]"):
+    with pytest.raises(ConfigError, match="miss_reid reads pictures of rgb, nir, tir, and there are none of these"):
         method.encode(state.variables, batch)
 
 
@@ -127,7 +138,7 @@ def test_embeddings_are_unit_and_blocks_of_missing_modalities_are_filled(row_f):
     batch = float_batch(np.random.default_rng(4), 10, method.modalities)
     batch["present"] = {m: jnp.ones(10, bool) for m in method.modalities}
     features = encode(state.variables, batch)
-    zero = dataclasses.replace(method, completion="zero")
+    zero = dataclasses.replace(method, imputation="zero")
     text, empty, full, full_zero = (
         np.asarray(m.embed(state.variables, features, use)).reshape(10, 3, -1)
         for m, use in [
@@ -140,27 +151,27 @@ def test_embeddings_are_unit_and_blocks_of_missing_modalities_are_filled(row_f):
     for vectors in (text, empty, full):
         np.testing.assert_allclose(np.linalg.norm(vectors.reshape(10, -1), axis=1), 1, atol=1e-6)
     assert np.abs(text[:, 1]).max(axis=-1).min() > 0 and not empty[:, 1].any()
-    np.testing.assert_array_equal(full, full_zero)  # nothing is missing, so text has no part in it
+    np.testing.assert_array_equal(full, full_zero)  # no picture is missing, so nothing is imputed
     np.testing.assert_allclose(full.reshape(10, -1), masked.unit(features["feats"].reshape(10, -1)), atol=1e-7)
 
 
-def test_text_alone_is_what_stands_in_for_missing_pictures(row_f):
+def test_the_imputation_alone_is_the_imputed_part_of_the_vector(row_f):
     method, state, _, encode = row_f
     batch = float_batch(np.random.default_rng(4), 10, method.modalities)
     batch["present"] = {m: jnp.ones(10, bool) for m in method.modalities}
     features = encode(state.variables, batch)
-    alone = dataclasses.replace(method, completion="alone")
-    some, every, completed = (
+    alone = dataclasses.replace(method, imputation="alone")
+    some, every, imputed = (
         np.asarray(m.embed(state.variables, features, use)).reshape(10, 3, -1)
         for m, use in [(alone, ("rgb", "tir")), (alone, method.modalities), (method, ("rgb", "tir"))]
     )
     assert not some[:, [0, 2]].any() and np.abs(every).max(axis=-1).min() > 0
-    nir = completed[:, 1] / np.linalg.norm(completed[:, 1], axis=1, keepdims=True)
+    nir = imputed[:, 1] / np.linalg.norm(imputed[:, 1], axis=1, keepdims=True)
     np.testing.assert_allclose(some[:, 1], nir, atol=1e-6)
 
 
-def test_structure_is_read_from_some_of_the_pictures_that_there_are(drawn):
-    method = start(tiny_config(drawn, **{"model.structure_drop": 0.5}))[0].phases[-1].method
+def test_structure_dropout_keeps_a_present_picture_of_every_row(row_f):
+    method = changed(row_f[0], structure_drop=0.5)
     present = jnp.asarray(np.random.default_rng(0).random((4000, 3)) < 0.7)
     shown = np.asarray(method._shown(present, {"structure": jax.random.PRNGKey(0)}))
     assert not (shown & ~present).any()
@@ -168,8 +179,7 @@ def test_structure_is_read_from_some_of_the_pictures_that_there_are(drawn):
     three = np.asarray(present.all(axis=1))
     counts = np.bincount(shown[three].sum(axis=1), minlength=4) / three.sum()
     np.testing.assert_allclose(counts, [0, 3 / 8, 3 / 8, 1 / 4], atol=0.03)  # all three in place of none
-    faithful = start(tiny_config(drawn))[0].phases[-1].method
-    assert faithful._shown(present, {}) is present
+    assert row_f[0]._shown(present, {}) is present
 
 
 def test_a_mask_at_test_equals_a_modality_out_of_use(row_f):
@@ -182,7 +192,7 @@ def test_a_mask_at_test_equals_a_modality_out_of_use(row_f):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_completion_uses_the_structure_of_available_pictures_only(row_f):
+def test_imputation_uses_the_structure_of_present_pictures_only(row_f):
     method, state, _, encode = row_f
     features = encode(state.variables, float_batch(np.random.default_rng(6), 10, method.modalities))
     features["present"] = jnp.ones((10, 3), bool)
@@ -192,7 +202,7 @@ def test_completion_uses_the_structure_of_available_pictures_only(row_f):
     assert np.abs(a - method.embed(state.variables, other, ("rgb", "tir"))).max() > 1e-3
 
 
-def test_text_writes_only_prototypes_without_any_picture(row_f):
+def test_text_updates_only_prototypes_without_any_picture(row_f):
     method, state, gradients, _ = row_f
     batch = float_batch(np.random.default_rng(7), 10, method.modalities)
     unseen, seen_elsewhere = (int(batch["label"][row]) for row in (0, 2))  # rows come in pairs of one identity
@@ -210,8 +220,16 @@ def test_text_writes_only_prototypes_without_any_picture(row_f):
 def test_the_loss_reads_the_memory_before_or_after_its_update(row_f):
     method, state, _, _ = row_f
     batch = float_batch(np.random.default_rng(8), 10, method.modalities)
-    first = dataclasses.replace(method, memory_order="before_loss", text_terms=False)
-    last = dataclasses.replace(first, memory_order="after_loss")
+    first, last = (
+        dataclasses.replace(
+            method,
+            text_terms=False,
+            prototypes=dataclasses.replace(
+                method.prototypes, fields=dataclasses.replace(method.prototypes.fields, order=order)
+            ),
+        )
+        for order in ("before_loss", "after_loss")
+    )
     a, b = (jax.jit(loss_of(m))(state, batch) for m in (first, last))
     np.testing.assert_array_equal(a.updates["memory"]["proto"], b.updates["memory"]["proto"])
     assert a.terms["nce"] < b.terms["nce"]  # the updated prototypes lie nearer to these very features
@@ -265,7 +283,7 @@ def test_gradients_of_the_text_terms_reach_the_image_tower_unless_detached(row_f
         )
 
     assert reach(method) > 0
-    assert reach(dataclasses.replace(method, detach_structure=True)) == 0
+    assert reach(changed(method, detach_structure=True)) == 0
 
 
 def test_a_zero_image_may_stand_in_for_a_missing_picture(drawn):
@@ -282,36 +300,111 @@ def test_a_zero_image_may_stand_in_for_a_missing_picture(drawn):
 def test_part_norm_gives_every_part_the_same_weight(row_f):
     method, state, _, encode = row_f
     batch = float_batch(np.random.default_rng(12), 6, method.modalities)
-    parts = dataclasses.replace(method, part_norm=True).embed(
-        state.variables, encode(state.variables, batch), method.modalities
-    )
+    parts = changed(method, part_norm=True).embed(state.variables, encode(state.variables, batch), method.modalities)
     np.testing.assert_allclose(np.linalg.norm(parts.reshape(6, 3, -1), axis=-1), 3**-0.5, atol=1e-6)
+
+
+def test_captions_are_refused_in_use(drawn):
+    """Data with captions: Miss-ReID has no vector of them, alone or beside pictures."""
+    words = {"data.options.captioner": "Blip", "data.text.tokenizer": "train", "data.text.vocab_size": 530}
+    exp, data, _ = start_shapes(tiny_config(drawn, **words, **{"model.text.vocab": 530, "data.text.context": 60}))
+    assert data.spec.text == data.spec.modalities
+    method = exp.phases[-1].method
+    features = {"present": jnp.ones((2, 3), bool), "feats": jnp.ones((2, 3, 12)), "structure": jnp.ones((2, 3, 16))}
+    for use in (("text",), ("rgb", "text"), ("rgb", "text/rgb"), ()):
+        for refused in (
+            lambda use=use: method.embed({}, features, use),
+            lambda use=use: method.imputer(use),
+        ):
+            with pytest.raises(ConfigError, match="miss_reid has no vector of .*`use` must name some of rgb, nir, tir"):
+                refused()
+
+
+def test_a_camera_is_known_by_its_number():
+    """Training cameras 2 and 5: camera 5 has the second embedding; 1 and 7, which are not among them, have none."""
+    tower = SharedTower(("rgb",), ImageTower(patch=4, width=6, layers=1, heads=2, dim=5), cameras=(2, 5))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 4, 3)), jnp.float32)
+    camid = jnp.array([5, 2, 7, 1])
+    params, _ = jax.jit(tower.init)(jax.random.PRNGKey(0), images, camid)
+    batch = {"images": {"rgb": images}, "present": {"rgb": jnp.ones(4, bool)}, "camid": camid}
+    feats = jax.jit(tower.forward_all)(params, batch).feats[:, 0]
+    one_hot = jnp.array([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    _, expected = jax.jit(tower.image.apply)({"params": params}, images, one_hot)
+    np.testing.assert_allclose(feats, expected[:, 0], atol=1e-6)
+    swapped = jax.jit(tower.forward_all)(params, batch | {"camid": jnp.array([2, 5, 1, 7])}).feats[:, 0]
+    assert [bool(np.any(a != b)) for a, b in zip(feats, swapped)] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.iosm": False}, "model.ldmmc needs model.iosm"),
-        ({"model.structure.tokens": "all"}, "model.structure.tokens='all': expected one of pre_proj, proj"),
-        ({"model.memory.update": "often"}, "model.memory.update='often': expected one of"),
-        ({"model.memory.order": "never"}, "model.memory.order='never': expected one of"),
-        ({"model.missing_fill": "noise"}, "model.missing_fill='noise': expected one of"),
-        ({"model.template_kind": "dog"}, "model.template_kind='dog': expected one of person, vehicle"),
-        ({"model.dtype": "int8"}, "model.dtype='int8': expected one of"),
+        ({"model.iosm": False}, "config.model.ldmmc=True needs iosm=True"),
+        ({"model.structure.tokens": "all"}, "config.model.structure.tokens=all: expected one of pre_proj, proj"),
+        ({"model.memory.update": "often"}, "config.model.memory.update=often: expected one of"),
+        ({"model.memory.order": "never"}, "config.model.memory.order=never: expected one of"),
+        ({"model.missing_fill": "noise"}, "config.model.missing_fill=noise: expected one of"),
+        ({"model.template_kind": "dog"}, "config.model.template_kind=dog: expected one of person, vehicle"),
+        ({"model.dtype": "int8"}, "config.model.dtype=int8: expected one of"),
+        ({"model.image.heads": 3}, "config.model.image.heads=3 does not divide config.model.image.width=16"),
+        ({"model.text.heads": 3}, "config.model.text.heads=3 does not divide config.model.text.width=8"),
+        ({"model.structure.heads": 3}, "config.model.structure.heads=3 does not divide config.model.structure.width"),
+        ({"model.image.patch": 12}, r"config.data.image_size=\(32, 16\) is not a whole number of patches of 12 pixels"),
+        ({"model.text.context": 17}, "config.model.text.context=17 is too small for the sentence .* set it to 18"),
+        ({"model.text.vocab": 4000}, "config.model.text.vocab=4000 is too small for the sentence"),
+        ({"model.structure.depth": 1}, "config.model.structure has depth; its fields are heads, out_proj, queries"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(drawn, changes, message):
-    config = tiny_config(drawn, **changes)
+def test_settings_that_contradict_each_other_are_refused(drawn, changes, message):
     with pytest.raises(ConfigError, match=message):
-        miss_reid.create(open_tiny(config), **config.model.to_dict())
+        build(config := tiny_config(drawn, **changes), open_tiny(config))
+
+
+def test_fields_have_their_types():
+    fields = dict(queries=3, width=16, heads=4, out_proj=False, tokens="proj")
+    assert read_fields(StructureFields, fields, "model.structure").width == 16
+    for key, value, message in (
+        ("width", 16.0, "config.model.structure.width=16.0: must be a whole number"),
+        ("out_proj", "no", "config.model.structure.out_proj='no': must be True or False"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_fields(StructureFields, fields | {key: value}, "model.structure")
+    with pytest.raises(ConfigError, match="config.model.structure lacks heads, width; its fields are heads"):
+        read_fields(
+            StructureFields, {k: x for k, x in fields.items() if k not in ("heads", "width")}, "model.structure"
+        )
+
+
+def outside(interval, kind):
+    """Numbers beyond the finite ends of an interval, and NaN if numbers are floats."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    ends = [low if interval[0] == "(" else low - 1, high if interval[-1] == ")" else high + 1]
+    return [kind(x) for x in ends if np.isfinite(x)] + [np.nan] * (kind is float)
+
+
+@pytest.mark.parametrize("arg", ["", "method=tvi_lfm", "method=clip"])
+def test_every_number_of_a_method_has_a_range(arg):
+    """A memory.alpha of 3, a tau of 0 or a dropout of 1 is an error that names the field, the value and the range."""
+    config = load_config("quickstart", arg)
+    ranges = find("jax_mmreid.methods", config.method).RANGES
+    count = 0
+    for field, value in flat(config.model.to_dict()).items():
+        first = value[0] if isinstance(value, tuple) else value
+        if isinstance(first, bool) or not isinstance(first, int | float):
+            continue
+        interval = next(interval for pattern, interval in ranges.items() if re.fullmatch(pattern, field))
+        for x in outside(interval, type(first)):
+            changed = config.copy_and_resolve_references()
+            changed.update_from_flattened_dict({f"model.{field}": (x, *value[1:]) if isinstance(value, tuple) else x})
+            with pytest.raises(ConfigError, match=rf"config.model.{field}=.*must lie in {re.escape(interval)}"):
+                experiment.build(changed, spec=None)
+            count += 1
+    assert count >= 7
 
 
 def start_shapes(config):
     """`start` without running the initialiser: the state is its shapes."""
-    from jax_mmreid import experiment
-
     data = open_tiny(config)
-    exp = experiment.build(config, data, devices=jax.devices()[:1])
+    exp = build(config, data, devices=jax.devices()[:1])
     return exp, data, exp.abstract
 
 

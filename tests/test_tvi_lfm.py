@@ -1,4 +1,4 @@
-"""TVI-LFM in small: what stands still and what moves, what a vector is made of, and two stages from end to end."""
+"""TVI-LFM in small: what is frozen and what is trained, how vectors are composed, and both stages end to end."""
 
 import dataclasses
 import json
@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, load_config, open_tiny, start, tiny_tvi_config
+from conftest import assert_trees_close, build, load_config, open_tiny, start, tiny_tvi_config
 from flax import traverse_util
 
-from jax_mmreid import evaluate, evaluators, experiment, optim, train
+from jax_mmreid import evaluate, optim, train
 from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.config import config_hash
 from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.evaluators import runner
 from jax_mmreid.ops import augment
 from jax_mmreid.recipes.tvi_lfm import ROWS
 from jax_mmreid.sharding import to_global
@@ -33,7 +35,7 @@ def base(drawn_sysu, tmp_path_factory):
 def begin(config, workdir):
     """Experiment, data and the state before step 0, as training makes it."""
     data = open_tiny(config)
-    exp = experiment.build(config, data, devices=jax.devices()[:1])
+    exp = build(config, data, devices=jax.devices()[:1])
     with Checkpoints(workdir) as checkpoints:
         return exp, data, train.start_or_resume(config, exp, data, checkpoints)
 
@@ -53,22 +55,21 @@ def moved(before, after):
 
 
 @pytest.mark.parametrize("statistics", ["train", "eval"])
-def test_the_visual_part_stands_still(drawn_sysu, base, tmp_path, statistics):
+def test_the_visual_part_is_frozen(drawn_sysu, base, tmp_path, statistics):
     config = tiny_tvi_config(drawn_sysu, init=str(base), **{"model.frozen_bn": statistics})
     before, after, scalars = some_steps(config, tmp_path)
     assert np.isfinite(scalars["loss"])
-    assert set(before.params) == {"text", "head"} and set(before.frozen) == {"image", "pool", "backup", "logit_scale"}
+    assert set(before.params) == {"text", "head"} and set(before.frozen) == {"image", "pool", "base", "logit_scale"}
     assert not moved(before.frozen, after.frozen)
-    assert not moved(before.batch_stats["backup"], after.batch_stats["backup"])
+    assert not moved(before.batch_stats["base"], after.batch_stats["base"])
     drifted = moved(before.batch_stats["image"], after.batch_stats["image"])
     assert len(drifted) == (len(jax.tree.leaves(before.batch_stats["image"])) if statistics == "train" else 0)
-    still = set(traverse_util.flatten_dict(before.params, sep="/")) - moved(before.params, after.params)
-    assert not still
+    assert set(traverse_util.flatten_dict(before.params, sep="/")) == moved(before.params, after.params)
 
 
-def test_the_exponent_of_the_pool_learns_in_row_b_alone(drawn_sysu, base, tmp_path):
+def test_the_exponent_of_the_pooling_is_trained_in_row_b_only(drawn_sysu, base, tmp_path):
     for row in ROWS:
-        exp = experiment.build(config := tiny_tvi_config(drawn_sysu, row=row), open_tiny(config), jax.devices()[:1])
+        exp = build(config := tiny_tvi_config(drawn_sysu, row=row), open_tiny(config), jax.devices()[:1])
         assert ("pool" in exp.abstract.params) == (row == "B")
     config = tiny_tvi_config(drawn_sysu, row="B", init=str(base))
     before, after, _ = some_steps(config, tmp_path, steps=1)
@@ -76,14 +77,15 @@ def test_the_exponent_of_the_pool_learns_in_row_b_alone(drawn_sysu, base, tmp_pa
     assert abs(moves) == pytest.approx(config.optim.schedule.warmup_factor, rel=1e-2)  # one step of Adam
 
 
-def test_the_backup_is_the_base_model(drawn_sysu, base, tmp_path):
-    """Before its first step, stage lfm scores infrared queries by the backup exactly as stage base did."""
+def test_the_base_neck_is_that_of_the_base_model(drawn_sysu, base, tmp_path):
+    """Before its first step, the results of stage lfm for infrared queries are those of stage base."""
     config = tiny_tvi_config(drawn_sysu, init=str(base))
     exp, data, state = begin(config, tmp_path)
-    results = evaluators.run(config, exp.phases[-1].method, state.variables, data, exp.mesh)
+    rows, levels = config.evals.to_dict(), dict(mean=config.aug.mean, std=config.aug.std)
+    results = runner.run(rows, exp.phases[-1].method, state.variables, data, exp.mesh, **levels)
     earlier = json.loads((base / "results.json").read_text())["evals"]["all/ir"]
     for key in ("mAP", "mINP", "rank1", "rank20"):
-        assert results["all/ir_backup"][key] == earlier[key] == results["all/ir"][key]
+        assert results["all/ir_base"][key] == earlier[key] == results["all/ir"][key]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def encoded(drawn_sysu, base, tmp_path_factory):
 
 def test_vectors_have_unit_length(encoded):
     method, variables, _, features = encoded
-    for options, use in (({}, ("ir",)), ({"neck": "backup"}, ("ir",)), ({}, ("text",)), ({}, ("ir", "text"))):
+    for options, use in (({}, ("ir",)), ({"neck": "base"}, ("ir",)), ({}, ("text",)), ({}, ("ir", "text"))):
         x = dataclasses.replace(method, **options).embed(variables, features, use)
         np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
 
@@ -114,7 +116,7 @@ def test_the_ensemble_ranks_by_the_sum_of_three_scores(encoded):
     np.testing.assert_array_equal(np.argsort(-summed, axis=1), np.argsort(-together, axis=1))
 
 
-def test_a_fused_query_is_infrared_plus_what_text_adds(encoded):
+def test_equal_captions_add_nothing_to_a_fused_query(encoded):
     method, variables, _, features = encoded
     same = features | {"text": dict.fromkeys(("rgb", "ir"), features["text"]["rgb"])}
     ir, fused = (method.embed(variables, same, use) for use in (("ir",), ("ir", "text")))
@@ -129,7 +131,7 @@ def test_a_row_does_not_depend_on_its_batch(encoded):
     assert_trees_close(one, jax.tree.map(lambda x: x[3:4], features), atol=1e-5, rtol=1e-4)
 
 
-def test_what_follows_the_end_of_a_caption_changes_nothing(encoded):
+def test_tokens_after_the_end_of_a_caption_have_no_influence(encoded):
     method, variables, batch, features = encoded
     behind = {m: np.arange(ids.shape[1]) > ids.argmax(axis=1)[:, None] for m, ids in batch["text"].items()}
     assert any(x.any() for x in behind.values())
@@ -138,16 +140,46 @@ def test_what_follows_the_end_of_a_caption_changes_nothing(encoded):
     assert_trees_close(features["text"], again["text"], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("use, neck", [(("rgb", "ir"), "live"), (("rgb", "text"), "live"), (("text",), "backup")])
-def test_vectors_that_there_are_not(encoded, use, neck):
-    method, variables, _, features = encoded
-    with pytest.raises(ValueError, match=f"the {neck} neck has no vector"):
+@pytest.mark.parametrize(
+    "use, neck, message",
+    [
+        (("rgb", "ir"), "finetuned", "no vector of 'rgb.ir' with neck='finetuned'"),
+        (("rgb", "text"), "finetuned", "no vector of 'rgb.text' with neck='finetuned'"),
+        (("text",), "base", "no vector of 'text' with neck='base'"),
+        (("rgb",), "finetuned", "rgb needs pictures of rgb, which are not there"),
+    ],
+)
+def test_a_use_without_a_vector_is_refused(encoded, use, neck, message):
+    method, variables, batch, features = encoded
+    features = {"text": features["text"]} | {
+        name: {"ir": features[name]["ir"]} for name in ("finetuned", "base")
+    }  # of a split without visible pictures
+    with pytest.raises(ConfigError, match=message):
         dataclasses.replace(method, neck=neck).embed(variables, features, use)
+
+
+@pytest.mark.parametrize("use, lacking", [(("text",), "rgb"), (("ir", "text"), "rgb"), (("ir", "text"), "ir")])
+def test_captions_that_the_split_does_not_have_are_an_error_of_the_config(encoded, use, lacking):
+    method, variables, _, features = encoded
+    captions = {name: x for name, x in features["text"].items() if name != lacking}
+    with pytest.raises(ConfigError, match=f"needs captions of {lacking}, which are not there"):
+        method.embed(variables, features | {"text": captions}, use)
+
+
+def test_options_that_the_method_does_not_have_are_refused(encoded):
+    method = encoded[0]
+    assert method.with_options({"neck": "base"}, "evals.a") == dataclasses.replace(method, neck="base")
+    for options, message in (
+        ({"imputation": "zero"}, "evals.a: the method has no option 'imputation'; there are: neck, ensemble"),
+        ({"neck": "backup"}, "evals.a: neck='backup': expected one of 'finetuned', 'base'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            method.with_options(options, "evals.a")
 
 
 @pytest.mark.parametrize("stage", ["base", "lfm"])
 @pytest.mark.parametrize("noise", [np.nan, -7.0])
-def test_pixels_of_absent_pictures_change_nothing(drawn_sysu, stage, noise):
+def test_pixels_of_missing_pictures_have_no_influence(drawn_sysu, stage, noise):
     exp, data, state = start(tiny_tvi_config(drawn_sysu, stage))
     method = exp.phases[-1].method
     (batch,) = data.train(0, 1)
@@ -174,7 +206,7 @@ def test_eight_devices_equal_one(drawn_sysu, base, tmp_path, stage, shape):
     def run(devices, folder, **mesh):
         config = tiny_tvi_config(drawn_sysu, stage, init=str(base), **{"optim.eps": 1e-3}, **mesh)
         data = open_tiny(config)
-        exp = experiment.build(config, data, devices=devices)
+        exp = build(config, data, devices=devices)
         with Checkpoints(tmp_path / folder) as checkpoints:
             state = train.start_or_resume(config, exp, data, checkpoints)
         step = train.compile_step(config, exp, exp.phases[-1])
@@ -192,13 +224,13 @@ def test_both_stages_end_in_a_table(drawn_sysu, base, tmp_path):
     data = open_tiny(config)
     train.train(config, tmp_path, data)
     results = evaluate.evaluate(config, tmp_path, data)["evals"]
-    assert list(results) == [f"all/{kind}" for kind in ("ir_backup", "ir", "text", "fusion", "mer")]
+    assert list(results) == [f"all/{kind}" for kind in ("ir_base", "ir", "text", "fusion", "mer")]
     assert all(0 < row["mAP"] <= 1 and row["trials"] == 3 for row in results.values())
     weights = weights_init.load(tmp_path)
-    assert "params/backup/head/classifier/kernel" in weights and "batch_stats/backup/head/neck/mean" in weights
+    assert "params/base/head/classifier/kernel" in weights and "batch_stats/base/head/neck/mean" in weights
 
 
-def test_a_stopped_run_goes_on_without_a_seam(drawn_sysu, base, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(drawn_sysu, base, tmp_path):
     whole = tiny_tvi_config(drawn_sysu, init=str(base))
     part = tiny_tvi_config(drawn_sysu, init=str(base))
     data = open_tiny(whole)
@@ -211,7 +243,7 @@ def test_a_stopped_run_goes_on_without_a_seam(drawn_sysu, base, tmp_path):
     step = train.compile_step(part, exp, exp.phases[-1])
     for batch in data.train(0, steps):
         state, _ = step(state, to_global(batch, exp.mesh))
-    meta = {"fingerprint": data.spec.fingerprint, "config_hash": "", "seed": part.seed}
+    meta = {"fingerprint": data.spec.fingerprint, "config_hash": config_hash(part), "seed": part.seed}
     with Checkpoints(tmp_path / "part") as checkpoints:
         checkpoints.save(steps, state, meta)
     train.train(part, tmp_path / "part", data)
@@ -219,7 +251,7 @@ def test_a_stopped_run_goes_on_without_a_seam(drawn_sysu, base, tmp_path):
     assert_trees_close(dict(one), dict(other), atol=0)
 
 
-# Table 3.1 of the published optimizer: one leaf each, its learning rate and decay in stage lfm.
+# A parameter of each group of the published optimizer, and the learning rates and decays of stage lfm.
 LEAVES = {
     "text/block_3/attention/qkv/kernel": "text",
     "text/block_3/ln_1/norm/scale": "text",
@@ -233,7 +265,7 @@ LEAVES = {
     "head/neck/bias": "head",
     "head/classifier/kernel": "head",
     "image/layer1_0/conv1/kernel": "frozen",
-    "backup/pool/p": "frozen",
+    "base/pool/p": "frozen",
     "pool/p": "frozen",
 }
 RATES = {
@@ -255,7 +287,7 @@ def test_groups_rates_and_decay_are_the_published_ones(name):
     assert base.optim.lr.to_dict() == {"visual": visual, "head": 2 * visual} and base.optim.weight_decay == 5e-4
 
 
-def test_the_ablation_is_one_word():
+def test_a_row_of_the_ablation_decides_training_and_evaluation():
     for row, (sff, mjl, llm, mer) in {
         "B": (False, False, False, False),
         "B+SFF": (True, False, False, False),
@@ -270,9 +302,7 @@ def test_the_ablation_is_one_word():
         assert ("all/mer" in config.evals) == ("indoor/mer" in config.evals) == mer
 
 
-def test_rows_that_differ_at_test_alone_are_one_run():
-    from jax_mmreid.config import config_hash
-
+def test_rows_that_differ_in_evaluation_only_are_one_run():
     for one, other in (("B+SFF+MJL", "+MER"), ("+LLM", "full")):
         assert config_hash(load_config("llcm", f"row={one}")) == config_hash(load_config("llcm", f"row={other}")), one
     assert config_hash(load_config("llcm", "row=full")) != config_hash(load_config("llcm", "row=+MER"))
@@ -288,7 +318,7 @@ def test_the_protocols():
     rules = {p: load_config("llcm", f"protocol={p}").evals for p in ("llcm", "official")}
     assert {name: row.junk for name, row in rules["official"].items() if row.junk != rules["llcm"][name].junk} == {
         "all/ir": "none",
-        "all/ir_backup": "none",
+        "all/ir_base": "none",
     }
 
 
@@ -309,23 +339,24 @@ def test_stage_lfm_needs_the_pictures_part(drawn_sysu, base, tmp_path):
 def test_stage_lfm_needs_captions(drawn_sysu):
     config = tiny_tvi_config(drawn_sysu, **{"data.text.tokenizer": "", "data.text.rephrased": 0.0})
     with pytest.raises(ConfigError, match="data.options.captioner"):
-        experiment.build(config, open_tiny(config))
+        build(config, open_tiny(config))
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model.stage": "third"}, "model.stage='third'"),
-        ({"model.frozen_bn": "off"}, "model.frozen_bn='off'"),
+        ({"model.stage": "third"}, "config.model.stage=third: expected one of base, lfm"),
+        ({"model.frozen_bn": "off"}, "config.model.frozen_bn=off: expected one of train, eval"),
+        ({"model.image.blocks": (1, 1, 1)}, r"config.model.image.blocks=\(1, 1, 1\): a ResNet has 4 layers"),
         ({"model.text.heads": 3}, "does not divide"),
         ({"model.text.vocab": 20}, "model.text.vocab=20 is too small"),
         ({"model.text.context": 5}, "model.text.context=5 is too small"),
     ],
 )
-def test_settings_that_cannot_be(drawn_sysu, changes, message):
+def test_settings_that_contradict_each_other_are_refused(drawn_sysu, changes, message):
     config = tiny_tvi_config(drawn_sysu, **changes)
     with pytest.raises(ConfigError, match=message):
-        experiment.build(config, open_tiny(config))
+        build(config, open_tiny(config))
 
 
 @pytest.mark.parametrize("arg", ["stage=third", "row=C"])

@@ -1,7 +1,6 @@
 """Oracle: TVI-LFM at full size takes the official code's training steps, in each stage, and makes its vectors."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from conftest import load_config
 from flax import traverse_util
 
 from jax_mmreid import experiment
+from jax_mmreid.batch import DataSpec
 from jax_mmreid.state import merge
 from jax_mmreid.weights import init as weights_init
 from jax_mmreid.weights import layouts
@@ -20,17 +20,20 @@ from jax_mmreid.weights import layouts
 pytestmark = pytest.mark.slow
 
 LABELS = np.array([0, 0, 7, 7, 101, 101, 394, 394], np.int32)
-LENGTH = 17  # of the longest of the captions; the rest of the official context changes nothing
+LENGTH = 17  # of the longest caption; the official code pads to 77, which changes nothing
 STEPS = {
     "stage1_epoch10": ("base", "full"),
     "stage2_uni_sff_epoch10": ("lfm", "B+SFF+MJL"),
     "ablation_B_epoch10": ("lfm", "B"),
     "ablation_B_SFF_epoch10": ("lfm", "B+SFF"),
 }
-DATA = types.SimpleNamespace(
+SPEC = DataSpec(
+    name="sysu_mm01",
+    fingerprint="",
     modalities=("rgb", "ir"),
     image_size=(96, 48),
     pids=tuple(range(golden.CLASSES)),
+    cameras=(1, 2, 3, 4, 5, 6),
     batch_size=len(LABELS),
     steps_per_epoch=1,
     text=("rgb", "ir"),
@@ -41,7 +44,7 @@ DATA = types.SimpleNamespace(
 
 def batch(stage):
     captions = {"rgb": golden.tokens(1, 0)[:, :LENGTH], "ir": golden.tokens(3, 2)[:, :LENGTH]}
-    present = dict.fromkeys(("rgb", "ir", "text"), np.ones(len(LABELS), bool))
+    present = dict.fromkeys(("rgb", "ir", "text", "text/rgb", "text/ir"), np.ones(len(LABELS), bool))
     pictures = {name: golden.images(i) for i, name in enumerate(("rgb", "rgb_strong", "ir"))}
     return {"images": pictures, "present": present, "label": LABELS} | ({"text": captions} if stage == "lfm" else {})
 
@@ -73,10 +76,10 @@ def build(stage, row):
     config = load_config("sysu_mm01", f"stage={stage},row={row}")
     config.optim.schedule.warmup = 0  # learning rates as after it
     config.mesh.data = 1
-    exp = experiment.build(config, DATA, devices=jax.devices()[:1])
+    exp = experiment.build(config, SPEC, devices=jax.devices()[:1])
     weights = layouts.to_ours(golden.state_dict(second_stage=stage == "lfm"), "tvi_lfm", {})
     state = exp.create(jax.random.PRNGKey(0))
-    return exp, weights_init.start_from(state, weights, DATA.spec.image_size, required=None)
+    return exp, weights_init.start_from(state, weights, SPEC.image_size, required=None)
 
 
 @pytest.fixture(scope="module", params=STEPS)
@@ -118,18 +121,18 @@ def test_the_parameters_and_statistics_after_it(taken):
         np.testing.assert_allclose(np.linalg.norm(x), summary["l2"], rtol=1e-5, err_msg=name)
 
 
-def test_what_stands_still(taken):
+def test_what_is_frozen(taken):
     _, stage, (before, _, grads, after, _) = taken
     jax.tree.map(np.testing.assert_array_equal, before.frozen, after.frozen)
     if stage == "lfm":
         assert "image" not in grads and "image" not in after.params
-        jax.tree.map(np.testing.assert_array_equal, before.batch_stats["backup"], after.batch_stats["backup"])
+        jax.tree.map(np.testing.assert_array_equal, before.batch_stats["base"], after.batch_stats["base"])
         statistics = zip(*(jax.tree.leaves(state.batch_stats["image"]) for state in (before, after)))
         assert all(np.any(a != b) for a, b in statistics)
 
 
 def test_the_vectors_and_their_sum():
-    """Infrared, text, fused and visible vectors through the method's own doors, and the ensemble's scores."""
+    """Infrared, text, fused and visible vectors of `encode` and `embed`, and the similarities of the ensemble."""
     expected = golden.GOLDENS["eval"]
     exp, state = build("lfm", "full")
     method = exp.phases[0].method
@@ -143,6 +146,6 @@ def test_the_vectors_and_their_sum():
     uses = {"gallery_rgb": ("rgb",), "query_ir": ("ir",), "query_text": ("text",), "query_fusion": ("ir", "text")}
     for name, use in uses.items():
         golden.check(embed(use), expected[name], 1e-5)
-    golden.check(embed(("ir",), neck="backup"), expected["query_ir"], 1e-5)  # the recipe's backup is a copy
+    golden.check(embed(("ir",), neck="base"), expected["query_ir"], 1e-5)  # the golden weights of both necks are equal
     scores, sums = embed(("ir", "text"), ensemble=True)[0] @ embed(("rgb",)).T, np.array(expected["mer_score_row0"])
     np.testing.assert_allclose(scores / scores[0], sums / sums[0], rtol=1e-5)

@@ -127,7 +127,8 @@ class CLIP(Method):
         kinds = [("feats", "present", m) for m in use if m in features["feats"]]
         kinds += [("text", "has_caption", m) for m in features["text"] if {"text", f"text/{m}"} & set(use)]
         if unknown or not kinds:
-            pictures, captions = (", ".join(features[x]) or "nothing" for x in ("feats", "text"))
+            found = [[m for m in self.tower.modalities if m in features[x]] for x in ("feats", "text")]
+            pictures, captions = (", ".join(names) or "nothing" for names in found)
             raise ConfigError(
                 f"clip has no vector of {'+'.join(use)!r}: there are pictures of {pictures} and captions of {captions}"
             )
