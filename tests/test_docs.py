@@ -33,7 +33,8 @@ NAMED = {"model": TrainedModel}  # variables of Python examples whose type a rea
 # Names and words that this project no longer uses.
 FORMER = (
     r"strangers?|sought|posters?|completions?|completer|imagines?|coins|twins|ir_backup|tokenise|captures|whoever|nobody|"
-    r"told|tells|says|said|dearest|--compare|the door|has not seen|live and backup|cross_modal"
+    r"told|tells|says|said|dearest|--compare|the door|backups?|watched|remembers?|blends?|moments|"
+    r"has not seen|cross_modal"
 )
 
 
