@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 from absl import flags
+from test_house import RANKS
 
 import jax_mmreid
 from jax_mmreid.config_file import load_config, set_field
@@ -339,3 +340,10 @@ def test_the_changelog_knows_this_version():
     text = CHANGELOG.read_text()
     assert "## [Unreleased]" in text
     assert jax_mmreid.__version__ in text
+
+
+def test_the_page_states_the_import_law_that_is_tested():
+    stated = re.findall(r"^\| (\d+) \| (`.*`) \|$", (ROOT / "docs/contributing.md").read_text(), re.M)
+    for (number, names), tested in itertools.zip_longest(stated, enumerate(RANKS)):
+        exist = {x for x in tested[1].split() if list((ROOT / "jax_mmreid").glob(f"{x}*"))}
+        assert (int(number), set(re.findall(r"`(\w+)`", names))) == (tested[0], exist)
