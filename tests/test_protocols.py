@@ -240,8 +240,8 @@ def without_captions(*absent):
 @pytest.mark.parametrize("caption", ["text", "text/rgb"])
 def test_captions_in_use_must_be_there(caption):
     data = without_captions(4, 7)
-    for use, lack in (((caption,), ""), (("ir", caption), "a picture of ir or ")):
-        message = rf"evals.a: row 4 of split 'query' lacks {lack}a caption \({caption}\) \(2 such rows\).*'skip'"
+    for use, lack in (((caption,), ""), (("ir", caption), "no picture of ir, or ")):
+        message = rf"evals.a: row 4 of split 'query' has {lack}no caption \({caption}\) \(2 such rows\).*'skip'"
         with pytest.raises(DataError, match=message):
             runner.check({"a": row(use)}, data)
     runner.check({"a": row(("ir",))}, data)  # which needs none
@@ -284,7 +284,7 @@ def test_gallery_rows_are_skipped_after_the_draw():
 
 
 def test_skipping_leaves_something():
-    with pytest.raises(DataError, match=r"evals.a: row 0 of split 'query' lacks a caption") as error:
+    with pytest.raises(DataError, match=r"evals.a: row 0 of split 'query' has no caption") as error:
         data = without_captions(*range(MadeUp().num_rows("query")))
         runner.check({"a": row(("text",), incomplete="skip")}, data)
     assert "set incomplete" not in str(error.value)

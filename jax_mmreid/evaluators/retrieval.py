@@ -133,12 +133,14 @@ def _require(side: dict, some: np.ndarray, incomplete: str) -> None:
     """Raises DataError for rows that a setting cannot do without: every one, or with "skip" at least one."""
     if some.all() or (incomplete == "skip" and some.any()):
         return
-    pictures = ", ".join(name for name in side["use"] if not _is_caption(name))
-    captions = ", ".join(name for name in side["use"] if _is_caption(name))
-    lack = " or ".join(filter(None, (pictures and f"a picture of {pictures}", captions and f"a caption ({captions})")))
+    pictures = " or ".join(name for name in side["use"] if not _is_caption(name))
+    captions = " and ".join(name for name in side["use"] if _is_caption(name))
+    lack = ", or ".join(
+        filter(None, (pictures and f"no picture of {pictures}", captions and f"no caption ({captions})"))
+    )
     skip = "" if incomplete == "skip" else "set incomplete='skip' to leave such rows out, "
     raise DataError(
-        f"row {np.argmin(some)} of split {side['split']!r} lacks {lack} ({np.sum(~some)} such rows); add it to the "
+        f"row {np.argmin(some)} of split {side['split']!r} has {lack} ({np.sum(~some)} such rows); add it to the "
         f"data, {skip}or take this row out of config.evals"
     )
 
