@@ -1,11 +1,13 @@
 """Weights of other code into a folder of ours and out of it again, and everything that is no such weights."""
 
+import itertools
 import json
 import os
 import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +18,8 @@ from torch_files import Attack
 
 from jax_mmreid.errors import DataError
 from jax_mmreid.tools import convert
-from jax_mmreid.weights import files, layouts
+from jax_mmreid.weights import files, layouts, sources
 from jax_mmreid.weights import init as weights_init
-
-HEADS_TEXT = {part: str(count) for part, count in HEADS.items()}  # as metadata of a file
 
 
 @pytest.fixture
@@ -255,15 +255,19 @@ def test_numbers_of_a_type_that_numpy_lacks(capsys, tmp_path):
     assert "has tensors of type BF16; save float16" in fails(capsys, tmp_path, tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (3, 2), (3, 2, 2), (0, 3), (0, 3, 2, 2)], ids=str)
-def test_every_tensor_of_any_shape_is_refused_in_one_line(capsys, tmp_path, shape):
+def test_tensors_of_any_shape_are_refused_in_one_line():
     """Of each kind of tensor one, with too few axes, too many or none of any length."""
     whole = transformers_clip()
-    for name in [name for name in whole if not re.search(r"layers\.[12]|position_ids|logit_scale", name)]:
+    kinds = [
+        name
+        for name in whole
+        if not re.search(r"layers\.[12]|text_model.encoder|(q|v)_proj|position_ids|logit_scale", name)
+    ]
+    for name, shape in itertools.product(kinds, [(), (3, 2, 2), (0, 3)]):
         if len(shape) != whole[name].ndim or 0 in shape:
-            file = safetensors(tmp_path / "model.safetensors", whole | {name: np.zeros(shape, np.float32)}, HEADS_TEXT)
+            tensors = whole | {name: np.zeros(shape, np.float32)}
             with pytest.raises(DataError, match="mis-shaped|no .* tower has") as caught:
-                weights_init.load(file)
+                files.to_weights(sources.StateDict(tensors, HEADS, (Path("model.safetensors"),)), "auto")
             assert "\n" not in str(caught.value)
 
 
