@@ -19,6 +19,7 @@ from jax_mmreid.batch import Batch, Data, DataSpec
 from jax_mmreid.config import RANGES, ConfigDict, find, numeric_fields
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.methods import Method, read_fields
+from jax_mmreid.ops import augment
 from jax_mmreid.ranges import check_ranges
 from jax_mmreid.state import TrainState
 
@@ -61,6 +62,7 @@ def build(
     """
     module = find("jax_mmreid.methods", config.method)
     model = read_fields(module.Config, config.model.to_dict(), "model")  # first: RANGES knows no other fields
+    augment.check(config.data.modalities, config.aug.to_dict())
     ranges = RANGES | {rf"model\.{field}": interval for field, interval in module.RANGES.items()}
     check_ranges(numeric_fields(config), ranges)
     mesh = sharding.make_mesh(**config.mesh, devices=devices)

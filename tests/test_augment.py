@@ -1,4 +1,4 @@
-"""Augmentation: exact given its parameters, right in distribution, and pure in (key, row, view)."""
+"""Augmentation: exact for given parameters, correct in distribution, and a pure function of (key, row, view)."""
 
 import functools
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.ops import augment as aug
 
 B, H, W, PAD = 17, 23, 11, 3
@@ -96,7 +97,7 @@ def test_flip_pad_and_crop_equal_pillow(flip, top, left):
 
 
 @pytest.mark.parametrize("box", [(0, 0, 5, 7), (18, 3, 5, 8), (4, 0, 1, 1), (2, 1, 12, 6)])
-def test_erasing_fills_the_box_and_nothing_else(box):
+def test_erasing_fills_exactly_the_box(box):
     image = pictures(2)[0]
     top, left, height, width = box
     got = np.array(apply(image, params(True, 1, -2, box, noise=7)))
@@ -174,7 +175,7 @@ def test_no_padding_is_no_crop():
 
 
 @pytest.mark.parametrize("size", [(256, 128), (128, 256), (64, 32)])
-def test_boxes_lie_inside_and_have_the_asked_area_and_aspect(size):
+def test_boxes_are_inside_and_have_the_stated_area_and_aspect(size):
     top, left, height, width = draws(size, erase=1.0).box.T.astype(np.float64)
     assert (height > 0).all() and (width > 0).all()  # ten attempts are always enough here
     assert (height < size[0]).all() and (width < size[1]).all()
@@ -205,7 +206,7 @@ def test_a_picture_that_no_box_fits_is_not_erased():
 # Purity
 
 
-def test_augment_applies_what_it_draws_and_can_do_nothing():
+def test_augment_applies_its_parameters():
     x = {"rgb": pictures(0), "nir": pictures(1)}
     got = run(x, jax.random.key(0), flip=0.0, pad=0, erase=0.0)
     for m in x:
@@ -215,7 +216,7 @@ def test_augment_applies_what_it_draws_and_can_do_nothing():
         np.testing.assert_allclose(got[m], normalised(x[m][:, :, ::-1], (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), atol=1e-5)
 
 
-def test_a_row_depends_on_nothing_but_itself():
+def test_a_row_does_not_depend_on_other_rows_or_modalities():
     x, others, key = pictures(0), pictures(1), jax.random.key(3)
     got = np.asarray(run({"rgb": x, "nir": x}, key)["rgb"])
     others[2] = x[2]
@@ -226,8 +227,8 @@ def test_a_row_depends_on_nothing_but_itself():
     assert (other_key != got).any(axis=(1, 2, 3)).sum() > B / 2
 
 
-def test_the_values_of_a_key_stay_what_they_were():
-    """Sums of pictures as of the first release: a run that goes on from its checkpoint sees what it would have seen."""
+def test_the_result_for_a_key_is_that_of_earlier_releases():
+    """Sums of pictures as of the first release: a resumed run has the same augmentation as an uninterrupted one."""
     x = {"rgb": pictures(0), "nir": pictures(1)}
     got = run(x, jax.random.key(5))
     for name, sums in PINNED.items():
@@ -235,7 +236,7 @@ def test_the_values_of_a_key_stay_what_they_were():
 
 
 @pytest.mark.parametrize("sync", ["none", "flip", "flip_crop", "all"])
-def test_sync_names_what_modalities_share(sync):
+def test_sync_names_the_operations_that_modalities_share(sync):
     image = np.broadcast_to(pictures(0, 1), (B, H, W, 3))
     x, key = {"rgb": image, "nir": image}, jax.random.key(0)
     only = dict(flip=dict(pad=0, erase=0.0), crop=dict(flip=0.0, erase=0.0), erase=dict(flip=0.0, pad=0))
@@ -248,14 +249,9 @@ def test_sync_names_what_modalities_share(sync):
         assert not rows.all()  # rows never share
 
 
-def test_an_unknown_sync_is_refused():
-    with pytest.raises(ValueError, match="sync.*'crop'.*flip_crop"):
-        aug.augment({"rgb": pictures(0)}, jax.random.key(0), sync="crop")
-
-
 @functools.cache
 def tvi_lfm():
-    """Many small pictures in the three views: mid-grey but for the blue channel, which is brighter."""
+    """Many small pictures in the three views: grey with a brighter blue channel."""
     flat = np.broadcast_to(np.uint8([100, 100, 200]), (DRAWS, H, W, 3))
     step = jax.jit(functools.partial(aug.augment, pad=0, **TVI_LFM))
     got = step({"rgb": flat, "ir": flat}, jax.random.key(0))
@@ -290,7 +286,7 @@ def test_the_views_of_tvi_lfm_happen_as_often_as_published():
     assert abs(np.corrcoef(erased, grey)[0, 1]) < 0.06 and not is_level(got["rgb"])[erased].any()
 
 
-def test_views_of_a_picture_are_drawn_apart_and_depend_on_nothing_but_their_row():
+def test_views_of_a_picture_have_their_own_draws_and_depend_on_their_row_only():
     x, key = {"rgb": pictures(0), "ir": pictures(1)}, jax.random.key(3)
     options = dict(pad=PAD, **TVI_LFM)
     plain = options | {"views": dict(rgb={}, again=dict(of="rgb"))}
@@ -307,7 +303,7 @@ def test_views_of_a_picture_are_drawn_apart_and_depend_on_nothing_but_their_row(
     np.testing.assert_array_equal(only["ir"], whole["ir"])
 
 
-def test_modalities_are_the_views_where_none_are_named():
+def test_modalities_are_the_default_views():
     x, key = {"rgb": pictures(0), "nir": pictures(1)}, jax.random.key(0)
     named = jax.jit(functools.partial(aug.augment, pad=PAD, views={"rgb": {}, "nir": {}}))(x, key)
     for name, expected in jax.jit(functools.partial(aug.augment, pad=PAD))(x, key).items():
@@ -317,16 +313,20 @@ def test_modalities_are_the_views_where_none_are_named():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(views={"rgb": {"gray": 0.1}}), "no setting of view 'rgb' named 'gray'; there are .*'grey'"),
-        (dict(views={"strong": {}}), r"no modality 'strong'; there are \['rgb'\]"),
-        (dict(views={"strong": {"of": "ir"}}), r"no modality 'ir'; there are \['rgb'\]"),
-        (dict(views={"rgb": {"channel": "swap"}}), "no channel 'swap'; there are .*'exchange'"),
-        (dict(fill="mean"), "no fill 'mean'; there are .*'constant'"),
+        (dict(sync="crop"), "config.aug.sync is 'crop'; expected one of none, flip, flip_crop, all"),
+        (dict(blur=1.0), "config.aug has 'blur'; expected one of sync, mean, std, views, flip, pad"),
+        (dict(mean=(0.5, 0.5)), r"config.aug.mean=\(0.5, 0.5\): must be one number, or three"),
+        (dict(views={"rgb": {"gray": 0.1}}), "config.aug.views.rgb has 'gray'; expected one of of, .*grey"),
+        (dict(views={"strong": {}}), "config.aug.views.strong.of is 'strong'; expected one of rgb, ir"),
+        (dict(views={"strong": {"of": "nir"}}), "config.aug.views.strong.of is 'nir'; expected one of rgb, ir"),
+        (dict(views={"rgb": {"channel": "swap"}}), "config.aug.views.rgb.channel is 'swap'; expected one of exchange"),
+        (dict(fill="mean"), "config.aug.fill is 'mean'; expected one of noise, constant"),
     ],
 )
-def test_what_does_not_exist_is_refused_by_name(options, message):
-    with pytest.raises(ValueError, match=message):
-        aug.augment({"rgb": pictures(0)}, jax.random.key(0), **options)
+def test_settings_that_do_not_exist_are_refused_by_name(options, message):
+    aug.check(("rgb", "ir"), TVI_LFM)
+    with pytest.raises(ConfigError, match=message):
+        aug.check(("rgb", "ir"), TVI_LFM | options)
 
 
 @pytest.mark.parametrize("options", [{}, TVI_LFM], ids=["modalities", "views"])

@@ -2,7 +2,7 @@
 
     z[i,k] = unit(f[i]) . p[k] / tau,   loss[i] = logsumexp_k z[i,k] - z[i,y_i]
 
-Eq. 4 feeds the class embedding of a picture, Eq. 10 the embedding of its completed text.
+In Eq. 4 f is the class embedding of a picture, in Eq. 10 its text feature f~. `losses.prototypes` takes the mean.
 """
 
 import jax
@@ -22,8 +22,8 @@ def prototype_nce(
 ) -> jax.Array:
     """ClusterNCE per row (Dai et al., 2022), no gradient into the prototypes.
 
-    feats [B,D] of any norm, labels [B] in 0..K-1, proto [K,D] unit rows, valid [K] the prototypes that
-    exist, where [B] the rows that exist  ->  [B] float32, 0 where a row or its own prototype does not exist.
+    feats [B,D] of any norm, labels [B] in 0..K-1, proto [K,D] unit rows, valid [K] the prototypes that exist,
+    where [B] the rows that exist  ->  [B] float32, 0 where a row or its own prototype does not exist.
     """
     counted = valid[labels] if where is None else where & valid[labels]
     feats = masked.unit(masked.blank(feats, counted))

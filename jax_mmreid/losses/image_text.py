@@ -18,7 +18,7 @@ from jax import Array
 
 from jax_mmreid.ops import masked
 
-NONE = -1e30  # the logit of what is no negative; finite, since a row without any negative has a gradient too
+NONE = -1e30  # the logit of pairs that are not negatives; finite, so that rows without any negative have gradients
 
 
 def info_nce(x: Array, y: Array, *, scale: Array, key: Array, where: Array, block: int) -> Array:
@@ -39,7 +39,7 @@ def info_nce(x: Array, y: Array, *, scale: Array, key: Array, where: Array, bloc
 
 
 def sigmoid(x: Array, y: Array, *, scale: Array, bias: Array, key: Array, where: Array, block: int) -> Array:
-    """SigLIP's loss, every pair of rows a decision of its own; arguments and result are those of `info_nce`."""
+    """SigLIP's loss, a binary decision for every pair of rows; arguments and result are those of `info_nce`."""
     x, y = (masked.unit(masked.blank(side, where)) for side in (x, y))
     own = scale * (x * y).sum(axis=-1) + bias
 
@@ -52,7 +52,7 @@ def sigmoid(x: Array, y: Array, *, scale: Array, bias: Array, key: Array, where:
 
 
 class Columns(NamedTuple):
-    """The captions of some pairs, with what tells whose negatives they are."""
+    """The captions of some pairs, with their keys and whether they exist."""
 
     y: Array  # [...,D]
     key: Array
@@ -64,7 +64,7 @@ def _products(x: Array, y: Array) -> Array:
 
 
 def _negatives(z: Array, rows: tuple[Array, Array], columns: Columns) -> Array:
-    """z [B,C] with NONE in place of everything that is no negative of its row."""
+    """z [B,C] with NONE where the column is not a negative of the row."""
     key, where = (side[:, None] for side in rows)
     return jnp.where((key != columns.key) & where & columns.where, z, NONE)
 

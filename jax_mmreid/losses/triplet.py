@@ -38,10 +38,10 @@ def weighted_triplet(
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted-regularised triplet loss per anchor, with its weights as the published results have them.
 
-    feats, labels, where -> (loss, anchors) as in `batch_hard_triplet`. Positives, the anchor among them, weigh
-    exp(d - max d), negatives exp(-d), each over its sum + 1e-6. That 1e-6 is no guard against a zero: from distances of
-    about 14 on it outweighs the negatives, whose mean then falls to 0, and early features are that far apart. A softmax
-    in its place is another loss.
+    feats, labels, where -> (loss, anchors) as in `batch_hard_triplet`. The weights are exp(d - max d) for positives,
+    the anchor included, and exp(-d) for negatives, each divided by its sum + 1e-6. The 1e-6 is part of the loss: from
+    distances of about 14 on it is larger than the sum of the negatives, so that d_an falls towards 0, and early in
+    training features are that far apart. A softmax would be a different loss.
     """
     where = jnp.ones(labels.shape, bool) if where is None else where
     dist = _distances(feats, where)
@@ -57,10 +57,10 @@ def weighted_triplet(
 
 
 def _distances(feats: jax.Array, where: jax.Array) -> jax.Array:
-    """Distances [B,B] float32 of the rows that exist; those of other rows mean nothing."""
+    """Distances [B,B] float32 between the rows that exist; entries of other rows are undefined."""
     feats = masked.blank(feats.astype(jnp.float32), where)
-    # Features share a large common part early in training. Distances do not depend on it, float32 rounding does.
+    # Early in training features have a large common part. Distances do not depend on it, but their rounding does.
     feats = feats - jax.lax.stop_gradient(masked.mean(feats, where[:, None], axis=0))
-    # The distance of a row to itself is known; computed, it would be rounding noise with a gradient.
+    # The distance of a row to itself is known; computing it gives rounding noise with a gradient.
     itself = jnp.eye(len(feats), dtype=bool)
     return jnp.where(itself, distance.FLOOR**0.5, distance.euclidean(feats, feats))

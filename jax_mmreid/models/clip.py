@@ -1,11 +1,10 @@
 """CLIP's image and text transformers (Radford et al., 2021), for any image grid.
 
 Pre-norm blocks, QuickGELU, LayerNorm eps 1e-5. Matrix products run in `dtype`; LayerNorm and softmax in float32.
-Parameters are float32 and start as CLIP's own do. ViT-B/16 is patch 16, width 768, 12 layers, 12 heads, dim 512; B/32
-differs in the patch; L/14 is patch 14, width 1024, 24 layers, 16 heads, dim 768 with a text tower 768 wide.
+Parameters are float32 and initialised like CLIP's; the published sizes are in `recipes/towers.py`.
 
-`remat` recomputes a block's inside in the backward pass instead of keeping it, `scan` compiles one block for all
-layers; neither touches the parameters.
+`remat` recomputes a block in the backward pass instead of keeping its activations, `scan` compiles one block for all
+layers; neither changes the parameters.
 """
 
 import functools
@@ -32,7 +31,7 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `causal` lets a token see itself and those before it. [B,N,D] -> [B,N,D]."""
+    """Multi-head self-attention; if `causal`, a token attends to itself and those before it. [B,N,D] -> [B,N,D]."""
 
     heads: int
     causal: bool = False
@@ -78,8 +77,8 @@ class Block(nn.Module):
 
 
 def run_blocks(tower: nn.Module, x: Array, *, causal: bool) -> Array:
-    """The transformer of a tower, whose parameters are `block_0` and on: [B,N,D] -> [B,N,D]."""
-    # The loop of a scan already keeps XLA from undoing the recomputation.
+    """The transformer of a tower, with parameters block_0, block_1, ...: [B,N,D] -> [B,N,D]."""
+    # Inside the loop of a scan XLA cannot undo the recomputation, so nothing has to prevent it.
     kind = nn.remat(Block, prevent_cse=not tower.scan) if tower.remat else Block
     block = functools.partial(kind, tower.heads, causal, tower.layers, tower.dtype)
     names = [f"block_{i}" for i in range(tower.layers)]
@@ -93,45 +92,46 @@ def run_blocks(tower: nn.Module, x: Array, *, causal: bool) -> Array:
 
 
 def resize_positions(table: Array, grid: tuple[int, int]) -> Array:
-    """A position table for another grid: [1+g*g,D] -> [1+rows*cols,D], the class token's row untouched.
+    """A position table for another grid: [1+g*g,D] -> [1+rows*cols,D]; the row of the class token is unchanged.
 
-    Bilinear with half-pixel centres and no antialiasing, as the public code of this line of work has it. A table
-    whose patches are not a square, which no published one is, passes if its count is right. Raises ValueError else.
+    Bilinear with half-pixel centres and no antialiasing, as in public code of multi-modality ReID. A table whose grid
+    is not square can only be used as it is: ValueError if it has not rows*cols patches.
     """
     rows, cols = grid
     side = math.isqrt(len(table) - 1)
     if (side, side) == grid or (side * side != len(table) - 1 == rows * cols):
         return table
     if side * side != len(table) - 1:
-        raise ValueError(f"a position table of {len(table) - 1} patches is not square and not of a grid {rows}x{cols}")
+        raise ValueError(f"a position table of {len(table) - 1} patches is neither square nor of a grid {rows}x{cols}")
     patches = jnp.asarray(table[1:], jnp.float32).reshape(side, side, -1)
     patches = jax.image.resize(patches, (rows, cols, patches.shape[-1]), "bilinear", antialias=False)
     return jnp.concatenate([jnp.asarray(table[:1], jnp.float32), patches.reshape(rows * cols, -1)])
 
 
 def stretch_projection(kernel: np.ndarray, dim: int) -> np.ndarray:
-    """A text projection for another joint space, as the official TVI-LFM code makes it: [width,d] -> [width,dim].
+    """A text projection for another joint space, as in the official TVI-LFM code: [width,d] -> [width,dim].
 
-    Each row is interpolated linearly, with half-pixel centres and the outermost columns held beyond them, in float32;
-    the result is rounded to float16, the precision of CLIP's files, and kept as float32.
+    Each row is interpolated linearly in float32, with half-pixel centres and the outermost columns repeated beyond the
+    ends; the result is rounded to float16, the precision of CLIP's files, and returned as float32.
     """
     kernel = np.asarray(kernel, np.float32)
     last, half = kernel.shape[1] - 1, np.float32(0.5)
-    place = np.float32(kernel.shape[1] / dim) * (np.arange(dim, dtype=np.float32) + half) - half
-    place = np.clip(place, 0, last)
-    left = np.floor(place).astype(int)
-    share = (place - left).astype(np.float32)  # of the column on the right
-    stretched = (1 - share) * kernel[:, left] + share * kernel[:, np.minimum(left + 1, last)]
+    column = np.float32(kernel.shape[1] / dim) * (np.arange(dim, dtype=np.float32) + half) - half
+    column = np.clip(column, 0, last)
+    left = np.floor(column).astype(int)
+    weight = (column - left).astype(np.float32)  # of the column on the right
+    stretched = (1 - weight) * kernel[:, left] + weight * kernel[:, np.minimum(left + 1, last)]
     return stretched.astype(np.float16).astype(np.float32)
 
 
 class ImageTower(nn.Module):
-    """CLIP's vision transformer. The grid is the image's: H/patch x W/patch.
+    """CLIP's vision transformer with a grid of H/patch x W/patch.
 
-    images [B,H,W,3] float, camera [B,C] one-hot (an all-zero row adds nothing)
+    images [B,H,W,3] float, camera [B,C] one-hot (a zero row adds nothing)
         -> class and patch tokens after the last LayerNorm [B,1+N,width], and the same projected [B,1+N,dim];
-        without `project_all` the class token is the only one that is projected, as in CLIP: [B,1,dim].
-    The camera table (TransReID's side information, coefficient 1) is added to the class token only.
+        without `project_all` only the class token is projected, as in CLIP: [B,1,dim].
+    The camera embedding (TransReID's side information, coefficient 1) is added to the class token only. Raises
+    ValueError for images that are not a whole number of patches.
     """
 
     patch: int
@@ -139,7 +139,7 @@ class ImageTower(nn.Module):
     layers: int
     heads: int
     dim: int
-    position_std: float = 0.0  # 0: CLIP's own, width^-0.5
+    position_std: float = 0.0  # 0: width^-0.5, as CLIP
     project_all: bool = True
     remat: bool = False
     scan: bool = False
@@ -178,7 +178,7 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer, entered by ids or by embeddings that carry injected words."""
+    """CLIP's text transformer; its input are embeddings, those of `embed` or with injected words among them."""
 
     vocab: int
     context: int
@@ -205,7 +205,7 @@ class TextTower(nn.Module):
     def __call__(self, embeddings: Array, end: Array | int) -> Array:
         """The feature at token `end` of each row: embeddings [B,L,width] with L <= context -> [B,dim].
 
-        Attention is causal, so tokens after `end` change nothing and need not be given.
+        Attention is causal, so tokens after `end` have no influence and may be left out.
         """
         length = embeddings.shape[-2]
         x = (embeddings + self.position_embedding[:length]).astype(self.dtype)

@@ -15,8 +15,8 @@ from jax_mmreid.ops import masked
 class BatchNorm(nn.Module):
     """BatchNorm over every axis but the last, with a trainable scale; statistics of the rows in `where` only.
 
-    Rows are normalised with the biased variance and the running one is the unbiased, as in PyTorch. Where no row
-    counts, statistics stay as they were. They are float32; the output has the dtype of x.
+    As in PyTorch, rows are normalised with the biased variance, and the running variance is the unbiased one. Without
+    any row in `where` the statistics do not change. They are float32; the output has the dtype of x.
     x [B,...,D], where [B] or None for all rows -> [B,...,D]. Call with `mutable=["batch_stats"]` when `train`.
     """
 
@@ -46,10 +46,10 @@ class BatchNorm(nn.Module):
 def _normalise(
     x: Array, where: Array | None, scale: Array, bias: Array | float, eps: float
 ) -> tuple[Array, Array, Array, Array | float]:
-    """x normalised by itself, and the mean [D], the variance [D] and the count of the values.
+    """x normalised by its own statistics, and the mean [D], the variance [D] and the count of its values.
 
-    The backward pass makes all but the moments from x again. What it would else keep of every layer, in float32, is
-    most of what it takes to train a ResNet.
+    The backward pass keeps x and the moments and recomputes the rest. Keeping that too, in float32 for every layer,
+    would be most of the memory that training a ResNet takes.
     """
     values = x.astype(jnp.float32)
     if where is not None:

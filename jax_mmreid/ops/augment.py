@@ -1,31 +1,33 @@
 """Random augmentation on the device, and the normalisation that goes with it.
 
 In order: horizontal flip, pad with black and crop back to the size, grey, [0, 1], normalise, random erasing, one
-channel in place of three. By default the pictures of one sample are transformed independently of each other, as the
-recipes of multi-modality re-identification do; a picture may be shown in several views, each with its own draws.
+channel in place of three. By default the pictures of one sample are transformed independently of each other, as in the
+published recipes of multi-modality re-identification. A picture may have several views, each with its own random draws.
 
-What happens to a picture is a pure function of (key, row, name of the view): another row, another view or another
-batch size never shifts it, and a batch split over devices needs no communication.
+The result is a pure function of (picture, key, row, name of the view): it does not depend on other rows, other views or
+the batch size, and a batch split over devices needs no communication.
 """
 
 import functools
 import zlib
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.ops import colour
 from jax_mmreid.ops import erase as erasing
 
 OPS = ("flip", "crop", "grey", "erase", "channel")
-# The operations whose draws all views of a row share.
+# The operations with the same draws for all views of a row.
 SYNC = {"none": (), "flip": ("flip",), "flip_crop": ("flip", "crop"), "all": OPS}
+OF_VIEWS = ("flip", "pad", "erase", "fill", "grey", "channel")  # settings that may differ between views
 
 
 class Params(NamedTuple):
-    """What is done to one picture; scalars unless said otherwise."""
+    """The parameters of one picture; scalars unless stated."""
 
     flip: jax.Array  # bool
     top: jax.Array  # int32, the crop's first row and column in the flipped picture,
@@ -57,7 +59,7 @@ def draw(
 ) -> Params:
     """Draws the parameters for one picture of `size` (H, W).
 
-    keys: one for each of OPS that is asked for. The rest is as in `augment`.
+    `keys` are those of OPS that are used; the rest is as in `augment`.
     """
     top, left = jax.random.randint(keys["crop"], (2,), -pad, pad + 1)
     box, noise = erasing.draw(keys["erase"], size, erase, fill)
@@ -78,7 +80,7 @@ def apply(
     mean: float | tuple[float, ...] = 0.5,
     std: float | tuple[float, ...] = 0.5,
 ) -> jax.Array:
-    """Does to image [H,W,3] uint8 what `params` says; returns [H,W,3] float32, normalised."""
+    """Applies the parameters to image [H,W,3] uint8; returns [H,W,3] float32, normalised."""
     H, W, _ = image.shape
     y, x = jnp.arange(H)[:, None] + params.top, jnp.arange(W)[None, :] + params.left
     inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)  # [H,W]
@@ -108,12 +110,10 @@ def augment(
     """Augments and normalises a batch of pictures, {modality: [B,H,W,3] uint8} -> {view: [B,H,W,3] float32}.
 
     flip, erase, grey: probabilities; pad: pixels; fill: noise or constant, see `erase`; channel: exchange or
-    adaptive_grey, see `colour`. `views` {name: changes} lists what is returned, each with what differs from these
-    settings; "of" names its modality if that is not its own name. None: every modality as one view. `sync` names what
-    the views of a row share: none, flip, flip_crop or all.
-    Raises ValueError for a word, a setting or a modality that does not exist.
+    adaptive_grey, see `colour`. `views` are {name: settings that differ in this view}, with the modality as "of" if
+    that is not the name of the view; None: each modality is a view. `sync` names the operations with the same draws for
+    all views of a row: none, flip, flip_crop or all. Settings must be such as `check` accepts.
     """
-    _one_of("sync", sync, SYNC)
     common = dict(flip=flip, pad=pad, erase=erase, fill=fill, grey=grey, channel=channel)
 
     def one(name, settings, row, image):
@@ -122,29 +122,45 @@ def augment(
 
     out = {}
     for name, changes in (dict.fromkeys(images, {}) if views is None else views).items():
-        settings = _settings(name, common, changes)
-        modality = settings.pop("of")
-        _one_of("modality", modality, images)
-        x = images[modality]
+        settings = {"of": name} | common | changes
+        x = images[settings.pop("of")]
         out[name] = jax.vmap(functools.partial(one, name, settings))(jnp.arange(len(x)), x)
     return out
 
 
-def _settings(view: str, common: dict, changes: dict) -> dict:
-    for setting in changes:
-        _one_of(f"setting of view {view!r} named", setting, ("of", *common))
-    settings = {"of": view} | common | changes
-    _one_of("fill", settings["fill"], erasing.KINDS)
-    _one_of("channel", settings["channel"], (None, *colour.CHANNEL))
-    return settings
+def check(modalities: Collection[str], settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for settings of `config.aug` that `augment` cannot apply to pictures of these modalities.
+
+    Numbers are checked elsewhere, by `config.RANGES`.
+    """
+    _known("config.aug has", settings, ("sync", "mean", "std", "views", *OF_VIEWS))
+    _known("config.aug.sync is", [settings.get("sync", "none")], SYNC)
+    for name in ("mean", "std"):
+        value = settings.get(name, 0.5)
+        if isinstance(value, tuple | list) and len(value) != 3:
+            raise ConfigError(f"config.aug.{name}={value}: must be one number, or three for red, green and blue")
+    common = {name: settings[name] for name in OF_VIEWS if name in settings}
+    _check_view("config.aug", common)
+    for view, changes in (settings.get("views") or {}).items():
+        where = f"config.aug.views.{view}"
+        _known(f"{where} has", changes, ("of", *OF_VIEWS))
+        _known(f"{where}.of is", [changes.get("of", view)], modalities)
+        _check_view(where, changes)
+
+
+def _check_view(where: str, settings: Mapping[str, Any]) -> None:
+    _known(f"{where}.fill is", [settings.get("fill", "noise")], erasing.KINDS)
+    if settings.get("channel") is not None:
+        _known(f"{where}.channel is", [settings["channel"]], colour.CHANNEL)
+
+
+def _known(what: str, names: Collection[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{what} {name!r}; expected one of {', '.join(known)}")
 
 
 def _stream(key: jax.Array, row: jax.Array, owner: str, op: str) -> jax.Array:
     for word in (row, zlib.crc32(owner.encode()), zlib.crc32(op.encode())):
         key = jax.random.fold_in(key, word)
     return key
-
-
-def _one_of(what: str, value: str | None, known: Iterable) -> None:
-    if value not in known:
-        raise ValueError(f"augment: no {what} {value!r}; there are {list(known)}")

@@ -1,19 +1,19 @@
-"""Colour on the device: grey pictures as Pillow makes them, and channels in place of colour.
+"""Colour on the device: grey pictures as Pillow makes them, and one channel in place of three.
 
-Matching visible with infrared pictures must not lean on colour. Channel exchange (Ye et al., 2021, "Channel Augmented
-Joint Learning") shows one channel of a visible picture as all three; adaptive grey does so with an infrared one, or
-shows its luma.
+Visible pictures have colour and infrared ones do not, so matching them must not depend on it. Channel exchange (Ye et
+al., 2021, "Channel Augmented Joint Learning") replaces all channels of a visible picture by one of them; adaptive grey
+replaces those of an infrared picture by one of them or by its luma.
 """
 
 import jax
 import jax.numpy as jnp
 
-# How often all channels become red, green, blue or luma of the normalised picture; it stays as it is otherwise.
+# Probabilities that all channels become red, green, blue or luma of the normalised picture; otherwise it is unchanged.
 CHANNEL = {
     "exchange": (1 / 6, 1 / 6, 1 / 6, 0.0),
     "adaptive_grey": (1 / 4, 1 / 4, 1 / 4, 0.6 / 4),
 }
-KEEP = 4  # after the four choices: the picture stays
+KEEP = 4  # the number of "unchanged", after the four replacements
 
 
 def grey(images: jax.Array) -> jax.Array:
@@ -24,12 +24,12 @@ def grey(images: jax.Array) -> jax.Array:
 
 
 def draw_channel(key: jax.Array, kind: str) -> jax.Array:
-    """What the channels of a picture become, int32: 0, 1, 2 red, green, blue, 3 luma, or KEEP."""
+    """What all channels of a picture become, int32: 0, 1, 2 red, green, blue, 3 luma, or KEEP."""
     return jnp.sum(jax.random.uniform(key) >= jnp.cumsum(jnp.asarray(CHANNEL[kind]))).astype(jnp.int32)
 
 
 def replicate(image: jax.Array, channel: jax.Array) -> jax.Array:
-    """image [H,W,3] float32 with what `draw_channel` chose in all three channels."""
+    """image [H,W,3] float32 with the result of `draw_channel` applied: one channel or the luma in all three."""
     red, green, blue = (image[..., c] for c in range(3))
     luma = 0.2989 * red + 0.5870 * green + 0.1140 * blue
     chosen = jax.lax.select_n(jnp.minimum(channel, 3), red, green, blue, luma)

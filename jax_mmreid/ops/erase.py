@@ -1,7 +1,7 @@
 """Random erasing (Zhong et al., 2020): a box of a picture is filled with noise or with constants.
 
-Area and aspect are drawn until the box is smaller than the picture; here all attempts are drawn at once, and the
-first that fits counts.
+The published code draws area and aspect until the box is smaller than the picture. Here all attempts are drawn at once,
+and the first that fits is taken.
 """
 
 import math
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 ASPECT = (0.3, 1 / 0.3)  # height over width
-FILL = (0.4914, 0.4822, 0.4465)  # of the kind "constant": red, green, blue of the normalised picture
+FILL = (0.4914, 0.4822, 0.4465)  # of the kind "constant": red, green, blue, after normalisation
 
 
 class Kind(NamedTuple):
@@ -29,10 +29,10 @@ KINDS = {
 
 
 def draw(key: jax.Array, size: tuple[int, int], rate: float, kind: str = "noise") -> tuple[jax.Array, jax.Array | None]:
-    """Draws what is erased of a picture of `size` (H, W), with probability `rate`.
+    """Draws the box that is erased of a picture of `size` (H, W), with probability `rate`.
 
-    Returns the box [4] int32, top, left, height, width, height 0 if nothing is erased, and the random key of its
-    noise, None for the kind "constant".
+    Returns the box [4] int32 as top, left, height, width, with height 0 for no box, and the random key of its noise,
+    None for the kind "constant".
     """
     H, W = size
     box_key, noise = jax.random.split(key)
@@ -69,8 +69,8 @@ def erase(image: jax.Array, box: jax.Array, noise: jax.Array | None) -> jax.Arra
     erased = (y >= 0) & (y < height) & (x >= 0) & (x < width)  # [H,W]
     if noise is None:
         return jnp.where(erased[..., None], jnp.asarray(FILL, image.dtype), image)
-    # Random numbers cost more than all the rest together, so only as many are drawn as the largest box takes:
-    # its area, with half a pixel more on each side for rounding.
+    # Random numbers cost more than all the rest together, so no more are drawn than the largest box has pixels: its
+    # area, with half a pixel more on each side for rounding.
     pixels = math.ceil(KINDS["noise"].area[1] * H * W + (H + W) / 2 + 1)
     fill = jax.random.normal(noise, (pixels, C))
     return jnp.where(erased[..., None], fill[jnp.where(erased, y * width + x, 0)], image)

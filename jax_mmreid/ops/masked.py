@@ -1,7 +1,7 @@
-"""Reductions that honour a mask, and the two guards that keep gradients finite.
+"""Reductions with a mask, and normalisation, all with finite gradients.
 
-What is missing may hold anything, NaN included. Multiplying by the mask, or selecting after the arithmetic,
-leaves 0 * NaN in the backward pass; so absent entries are replaced before they are computed with.
+Missing entries may hold any value, NaN included. Multiplying by the mask, or selecting after the arithmetic, leaves
+0 * NaN in the backward pass; so missing entries are replaced before they are used.
 """
 
 import jax
@@ -18,7 +18,7 @@ def mean(x: jax.Array, where: jax.Array, axis: int | tuple[int, ...] | None = No
 
 
 def blank(x: jax.Array, present: jax.Array) -> jax.Array:
-    """x [B,...] with the rows that are not `present` [B] set to zero, whatever they hold."""
+    """x [B,...] with zeros in the rows that are not `present` [B]."""
     return jnp.where(present.reshape(present.shape + (1,) * (x.ndim - present.ndim)), x, 0)
 
 

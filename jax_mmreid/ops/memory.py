@@ -3,9 +3,9 @@
     fill    p[m,k]  = unit(mean of the unit features of identity k in modality m), zero if it has none  (Eq. 2)
     update  p[m,k] <- unit(alpha p[m,k] + (1 - alpha) f)                                                (Eq. 3)
 
-The memory is a plain float32 array proto [M,K,D] whose rows are unit or zero. A zero row means "no prototype
-yet" and needs no special case in the update: unit(alpha 0 + (1 - alpha) f) = f. Features are normalised here
-and carry no gradient; an entry that `where` does not select is never read.
+The prototypes are a float32 array proto [M,K,D] of unit or zero rows. A zero row is a prototype that does not exist
+yet; the update needs no special case for it, since unit(alpha 0 + (1 - alpha) f) = f. Features are normalised here and
+get no gradient; entries outside `where` are never read.
 """
 
 import jax
@@ -13,25 +13,25 @@ import jax.numpy as jnp
 
 from jax_mmreid.ops import masked
 
-# When prototypes move: after every sample, once a batch, once an epoch.
+# When prototypes are updated: after every sample, once a batch, once an epoch.
 UPDATES = ("per_step_sequential", "per_step_batch_mean", "per_epoch_mean")
 
 
 def init(modalities: int, identities: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """The empty (sums [M,K,D] float32, counts [M,K] int32) that a pass over the data begins with."""
+    """Zeros (sums [M,K,D] float32, counts [M,K] int32) to start accumulating from."""
     return jnp.zeros((modalities, identities, width)), jnp.zeros((modalities, identities), jnp.int32)
 
 
 def accumulate(
     sums: jax.Array, counts: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Adds a batch's unit features to what `init` returned; feats [B,M,D], labels [B], where [B,M]."""
+    """Adds the unit features of a batch to sums and counts; feats [B,M,D], labels [B], where [B,M]."""
     rows = jnp.arange(sums.shape[0])[None, :], labels[:, None]  # [B,M]
     return sums.at[rows].add(_inputs(feats, where)), counts.at[rows].add(where.astype(counts.dtype))
 
 
 def finalize(sums: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(proto [M,K,D], has_visual [M,K] bool) of everything accumulated; Eq. 2."""
+    """(proto [M,K,D], has_visual [M,K] bool) from sums and counts; Eq. 2."""
     return masked.unit(sums), counts > 0
 
 
@@ -41,20 +41,20 @@ def valid(proto: jax.Array) -> jax.Array:
 
 
 def ema(proto: jax.Array, sums: jax.Array, counts: jax.Array, alpha: float) -> jax.Array:
-    """One step of Eq. 3 for every identity that was accumulated, with the mean of its unit features as f."""
+    """One step of Eq. 3 for every identity with a count, where f is the mean of its unit features."""
     mean = sums / jnp.maximum(counts, 1)[..., None]
     return jnp.where((counts > 0)[..., None], masked.unit(alpha * proto + (1 - alpha) * mean), proto)
 
 
 def update_mean(proto: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array, alpha: float) -> jax.Array:
-    """`ema` with one batch: feats [B,M,D], labels [B], where [B,M]; the order of rows does not matter."""
+    """`ema` of one batch: feats [B,M,D], labels [B], where [B,M]; independent of the order of rows."""
     return ema(proto, *accumulate(*init(*proto.shape), feats, labels, where), alpha)
 
 
 def update_sequential(
     proto: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array, alpha: float
 ) -> jax.Array:
-    """Eq. 3 for one sample after the other, feats [B,M,D], labels [B], where [B,M]; the last weighs most."""
+    """Eq. 3 for one sample after the other, feats [B,M,D], labels [B], where [B,M]; the last has the largest weight."""
 
     def step(proto, sample):
         feat, label, present = sample  # [M,D], [], [M]
@@ -66,7 +66,7 @@ def update_sequential(
 
 
 def empty(modalities: int, identities: int, width: int, *, update: str) -> dict[str, jax.Array]:
-    """A bank without prototypes: proto [M,K,D], has_visual [M,K], and what `update` of UPDATES gathers meanwhile."""
+    """A memory without prototypes: proto [M,K,D], has_visual [M,K], and for per_epoch_mean sums and counts."""
     sums, counts = init(modalities, identities, width)
     bank = {"proto": sums, "has_visual": counts > 0}
     return bank | {"sums": sums, "counts": counts} if update == "per_epoch_mean" else bank
@@ -82,10 +82,10 @@ def update(
     update: str,
     epoch_ends: jax.Array,
 ) -> dict[str, jax.Array]:
-    """The bank after a batch, moved as `update` of UPDATES says; `epoch_ends` [] bool matters to one of them."""
+    """The memory after a batch; `update` is one of UPDATES, `epoch_ends` [] bool is used by per_epoch_mean only."""
     if update != "per_epoch_mean":
-        move = update_sequential if update == "per_step_sequential" else update_mean
-        return bank | {"proto": move(bank["proto"], feats, labels, where, alpha)}
+        step = update_sequential if update == "per_step_sequential" else update_mean
+        return bank | {"proto": step(bank["proto"], feats, labels, where, alpha)}
     sums, counts = accumulate(bank["sums"], bank["counts"], feats, labels, where)
     return bank | {
         "proto": jnp.where(epoch_ends, ema(bank["proto"], sums, counts, alpha), bank["proto"]),
