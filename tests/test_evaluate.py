@@ -6,8 +6,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import build, noise, open_tiny, tiny_config
+from conftest import build, noise, open_tiny, start, tiny_config, tiny_tvi_config
 
+from input_pipeline import DataConfig, load_records
 from jax_mmreid import evaluate, train
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import config_hash
@@ -459,3 +460,25 @@ def test_a_workdir_of_an_older_version_gets_one_clear_sentence(drawn, workdir, t
     (tmp_path / "run" / "data_spec.json").unlink()
     with pytest.raises(ConfigError, match="run has no data_spec.json, as runs before version 0.2 have none; train it"):
         evaluate.evaluate(config, tmp_path / "run", open_tiny(config))
+
+
+def test_captions_of_witnesses_are_evaluated_without_force(drawn_sysu, tmp_path):
+    """Today's defect: `query_captions`, documented for evaluation, made a run "of another config"."""
+    config = tiny_tvi_config(drawn_sysu)
+    with config.unlocked():
+        for name in set(config.evals) - {"all/ir", "all/text"}:
+            del config.evals[name]
+    _, data, state = start(config)
+    with Checkpoints(tmp_path) as checkpoints:
+        train.init_workdir(tmp_path, config, data, model_spec(config, data), fresh=True)
+        checkpoints.save_frozen(state.frozen)
+        checkpoints.save(9, state, {"fingerprint": data.spec.fingerprint})
+    before = evaluate.evaluate(config, tmp_path, data)
+    paths = load_records(DataConfig.from_dict(config.data.to_dict()))["query"].paths["ir"]
+    captions = {path: f"a person with number {i % 3}" for i, path in enumerate(paths)}
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    config.data.options.query_captions = str(tmp_path / "captions.json")
+    after = evaluate.evaluate(config, tmp_path, open_tiny(config))
+    assert "forced" not in after and after["config_hash"] == before["config_hash"]
+    assert after["evals"]["all/ir"] == before["evals"]["all/ir"]
+    assert after["evals"]["all/text"]["mAP"] != before["evals"]["all/text"]["mAP"]
