@@ -145,13 +145,13 @@ def test_gradients_of_the_image_tower_equal_pytorch(torch, image_params):
     assert_gradients_equal(jax.jit(jax.grad(scalar))(image_params), module)
 
 
-def test_an_unseen_camera_adds_nothing(image_params):
+def test_a_zero_camera_row_adds_nothing(image_params):
     images, camera = image_inputs()
     for a, b in zip(encode(image_params, images, np.zeros_like(camera)), encode(image_params, images)):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_camera_enters_the_class_token_only(image_params):
+def test_the_camera_is_added_to_the_class_token_only(image_params):
     images, camera = image_inputs()
     with_camera, _ = encode(image_params, images, camera, layers=0)
     without, _ = encode(image_params, images, layers=0)
@@ -165,7 +165,7 @@ def test_an_image_that_is_not_whole_patches_is_refused(image_params, shape):
         encode(image_params, np.zeros((1, *shape, 3), np.float32))
 
 
-def test_half_precision_stays_close_and_returns_float32(image_params, text_params):
+def test_bfloat16_is_close_and_returns_float32(image_params, text_params):
     images, camera = image_inputs()
     embeddings = normal(4, B, LENGTH, WIDTH)
     full = *encode(image_params, images, camera), read(text_params, embeddings, 5)
@@ -179,7 +179,7 @@ def test_half_precision_stays_close_and_returns_float32(image_params, text_param
         assert 1e-4 < error < 0.05, error
 
 
-def test_the_class_token_alone_can_be_projected(image_params):
+def test_the_projection_may_be_that_of_the_class_token_only(image_params):
     images, camera = image_inputs()
     tokens, projected = encode(image_params, images, camera)
     same, alone = encode(image_params, images, camera, project_all=False)
@@ -241,7 +241,7 @@ def test_the_text_tower_and_its_gradients_equal_pytorch(torch, text_params):
     assert error < 1e-4, error
 
 
-def test_tokens_after_the_end_change_nothing(text_params):
+def test_tokens_after_the_end_have_no_influence(text_params):
     embeddings, end = normal(4, B, LENGTH, WIDTH), 3
     other = embeddings.copy()
     other[:, end + 1 :] = 7 * normal(6, B, LENGTH - end - 1, WIDTH)
@@ -252,7 +252,7 @@ def test_tokens_after_the_end_change_nothing(text_params):
     assert np.abs(read(text_params, other, end) - expected).max() > 1e-3
 
 
-def test_eighteen_tokens_say_as_much_as_seventy_seven():
+def test_eighteen_tokens_give_the_feature_of_seventy_seven():
     tower = TextTower(**TEXT | dict(vocab=49408, context=77))
     short, long = (template("person", prompts=4, length=length) for length in (0, 77))
     words, prompts = normal(7, B, WIDTH), normal(8, 4, WIDTH)
@@ -331,7 +331,7 @@ def test_both_towers_equal_the_clip_of_transformers(torch, image_params, text_pa
     close(read(text_params, embedded, end), theirs, 1e-4)
 
 
-def test_the_image_tower_starts_as_clip_does():
+def test_the_image_tower_is_initialised_like_clip():
     tower = ImageTower(patch=4, width=256, layers=3, heads=4, dim=128)
     found = stds(init(tower, jnp.zeros((1, 16, 12, 3)), jnp.zeros((1, 7))))
     for name, expected in {
@@ -348,14 +348,14 @@ def test_the_image_tower_starts_as_clip_does():
     assert found["block_0/attention/qkv/bias"] == 0
 
 
-def test_a_position_std_replaces_clips_own():
+def test_a_position_std_replaces_that_of_clip():
     tower = ImageTower(patch=4, width=256, layers=1, heads=4, dim=3, position_std=0.5)
     found = stds(init(tower, jnp.zeros((1, 16, 12, 3))))
     assert found["position_embedding"] == pytest.approx(0.5, rel=0.1)
     assert found["class_embedding"] == pytest.approx(256**-0.5, rel=0.13)
 
 
-def test_the_text_tower_starts_as_clip_does():
+def test_the_text_tower_is_initialised_like_clip():
     tower = TextTower(vocab=211, context=77, width=128, layers=2, heads=4, dim=64)
     found = stds(init(tower, jnp.zeros((1, 5, 128)), 0))
     for name, expected in {

@@ -102,7 +102,7 @@ def test_the_scale_is_bounded_and_the_loss_stays_finite(tiny):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
-def test_a_batch_without_a_pair_is_no_loss(tiny):
+def test_a_batch_without_a_pair_has_zero_loss(tiny):
     method, state, batch = tiny
     nothing = {m: jnp.zeros(8, bool) for m in batch["present"]}
     (value, _), gradients = value_and_gradients(method, state, batch | {"present": nothing})

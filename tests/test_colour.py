@@ -1,4 +1,4 @@
-"""Grey as Pillow has it, and one channel in place of three, for given draws and in distribution."""
+"""Grey as Pillow makes it, and one channel in place of three, for given draws and in distribution."""
 
 import random
 

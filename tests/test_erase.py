@@ -1,4 +1,4 @@
-"""Random erasing with constants: the box for given draws, its distribution, and what it leaves of a picture."""
+"""Random erasing with constants: the box for given draws, its distribution, and the erased picture."""
 
 import functools
 import random
@@ -67,7 +67,7 @@ def test_boxes_of_the_official_draws(seed):
 
 
 @pytest.mark.parametrize("size", [(288, 144), (31, 97), (13, 11)])
-def test_the_first_attempt_that_fits_counts(size):
+def test_the_first_attempt_that_fits_is_taken(size):
     rng, refused = random.Random(0), 0
     for _ in range(300):
         attempts, box = python_draws(rng, size)
@@ -85,7 +85,7 @@ def test_sides_are_rounded_half_to_even_and_must_be_strictly_smaller():
     assert fit(10, 4, (10, 5))[2] == fit(9, 5, (10, 5))[2] == 0
 
 
-def test_where_no_attempt_fits_nothing_is_erased():
+def test_a_picture_that_no_attempt_fits_is_not_erased():
     box, noise = erase.draw(jax.random.key(0), (101, 1), 1.0, "constant")
     assert noise is None and box[2] == 0
     image = np.ones((101, 1, 3), np.float32)
@@ -104,12 +104,12 @@ def boxes(size=SIZE, rate=1.0):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.6, 1.0])
-def test_rates(rate):
+def test_the_rate_of_erasing(rate):
     assert abs((boxes(rate=rate)[:, 2] > 0).mean() - rate) <= 0.025 * (0 < rate < 1)
 
 
 @pytest.mark.parametrize("size", [SIZE, (144, 288), (32, 32)])
-def test_boxes_lie_inside_and_have_the_asked_area_and_aspect(size):
+def test_boxes_are_inside_and_have_the_stated_area_and_aspect(size):
     top, left, height, width = boxes(size).T.astype(np.float64)
     assert (height > 0).all() and (width > 0).all()  # a hundred attempts are always enough here
     assert (height < size[0]).all() and (width < size[1]).all()

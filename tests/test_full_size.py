@@ -100,7 +100,7 @@ def test_features_logits_and_gradients_equal_transformers(torch, clip, inputs):
     assert all(error < 1e-3 for path, error in worst.items()), {p: e for p, e in worst.items() if e >= 1e-3}
 
 
-def test_a_truncated_text_is_the_same_text(clip, inputs):
+def test_a_text_without_its_padding_has_the_same_feature(clip, inputs):
     """The first sentence ends at 17; without what follows it has the same feature."""
     params = tree(clip[1])["text"]
     ids = inputs[1][:1]
@@ -113,7 +113,7 @@ def test_a_truncated_text_is_the_same_text(clip, inputs):
 
 
 @pytest.mark.parametrize("kind", ["person", "vehicle"])
-def test_the_template_needs_no_more_than_its_own_tokens(clip, kind):
+def test_the_template_does_not_depend_on_padding(clip, kind):
     """18 tokens and 77 give the same feature to 1e-5, and the same gradients of word and prompts to 1e-4."""
     params = tree(clip[1])["text"]
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""The parts on top of the towers against PyTorch's own, and the laws that masks and sentences must keep."""
+"""The layers after the towers against PyTorch, and the laws of masks and sentences."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_pooling_gives_the_numbers_of_the_official_code():
     assert jax.grad(lambda p: gem(GOLDEN, p).sum())(3.0) == pytest.approx(0.44431009888648987, abs=1e-5)
 
 
-def test_pooling_runs_from_the_mean_to_the_maximum():
+def test_pooling_is_between_the_mean_and_the_maximum():
     x = np.abs(normal(0, 2, 3, 4, 5)) + 0.1
     close(gem(x, 1.0), x.mean((1, 2)), 1e-5)
     close(gem(x, 500.0), x.max((1, 2)), 0.03)
@@ -67,7 +67,7 @@ def fresh_stats(dim):
 
 
 @pytest.mark.parametrize("filler", [np.nan, np.inf, 1e4])
-def test_what_masked_rows_hold_reaches_neither_statistics_nor_gradients(filler):
+def test_values_of_masked_rows_reach_neither_statistics_nor_gradients(filler):
     head, stats = Head(11), {"neck": fresh_stats(5)}
     params = randomized(shapes(head, jnp.zeros((1, 5)), jnp.ones(1, bool), train=False))
     clean = normal(0, 7, 5) * ROWS[:, None]
@@ -83,7 +83,7 @@ def test_what_masked_rows_hold_reaches_neither_statistics_nor_gradients(filler):
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["scale", "bias"])
-def test_the_head_has_a_bias_only_where_asked(bias):
+def test_the_neck_has_a_bias_only_on_request(bias):
     x = normal(0, 7, 5)
     logits, variables = Head(11, neck_bias=bias).init_with_output(jax.random.PRNGKey(0), x, ROWS, train=False)
     found = {"/".join(path): leaf.shape for path, leaf in traverse_util.flatten_dict(variables["params"]).items()}
@@ -142,7 +142,7 @@ def test_structure_queries_equal_pytorch_attention_with_an_identity_output(torch
     close(found_attention, attention.transpose(1, 2), 1e-5)
 
 
-def test_every_query_spreads_an_attention_of_one():
+def test_the_attention_of_every_query_sums_to_one():
     module, params, tokens = structure()
     _, attention = jitted(module)(params, tokens)
     assert attention.shape == (B, 5, 2, 17)
@@ -185,7 +185,7 @@ def test_padding_keeps_the_end():
     assert found == (SENTENCES["vehicle"] + (0,) * 59, 5, 11, 17)
 
 
-def test_another_vocabulary_reads_the_same_sentence():
+def test_another_vocabulary_encodes_the_same_sentence():
     """Words of several tokens move what comes after them; start and end are the vocabulary's own."""
     words = {"image": [3, 4], "x": [9], ".": [5]}
 
@@ -210,7 +210,7 @@ def test_the_number_of_prompts_moves_the_end(prompts):
     assert found.end == 13 + prompts
 
 
-def test_injection_fills_the_gaps_and_nothing_else():
+def test_injection_fills_exactly_the_gaps():
     sentence = template("person", prompts=2, length=19)
     embedded, words, prompts = normal(0, 19, 5), normal(1, 3, 5), normal(2, 2, 5)
     expected = np.stack([embedded] * 3)
@@ -245,7 +245,7 @@ def test_inversion_drops_hidden_units_and_outputs_in_training_only():
     assert not np.allclose(moving[kept], still[kept] / 0.9, atol=1e-3)  # hidden units are dropped too
 
 
-def test_the_new_parts_start_at_their_published_scales():
+def test_the_new_parts_are_initialised_at_their_published_scales():
     queries = StructureQueries(queries=16, width=128, heads=4)
     found = stds(init(queries, jnp.zeros((1, 5, 96))))
     assert found["query"] == pytest.approx(128**-0.5, rel=0.05)

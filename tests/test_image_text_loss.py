@@ -16,7 +16,7 @@ LOSSES = {"info_nce": {}, "sigmoid": {"bias": -3.0}}
 
 @pytest.fixture
 def pairs():
-    """x, y, keys of which some are alike, and which pairs exist."""
+    """x, y, keys of which some are equal, and which pairs exist."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, B, D)).astype(np.float32) * np.float32(3)
     return x, y, rng.integers(0, 9, B).astype(np.uint32), rng.random(B) < 0.8
@@ -92,7 +92,7 @@ def test_without_duplicates_it_is_the_cross_entropy_of_both_directions(pairs):
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_what_does_not_exist_may_hold_anything(kind, pairs):
+def test_values_of_missing_pairs_have_no_influence(kind, pairs):
     x, y, key, where = pairs
     spoilt = [np.where(where[:, None], side, np.nan).astype(np.float32) for side in (x, y)]
 
@@ -108,7 +108,7 @@ def test_what_does_not_exist_may_hold_anything(kind, pairs):
 
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("scale", [1e-3, 100.0])
-def test_nothing_to_compare_with_is_finite(kind, scale, pairs):
+def test_without_negatives_values_and_gradients_are_finite(kind, scale, pairs):
     """No pair, a single pair, equal captions only: values and gradients are finite, and without negatives zero."""
     x, y, _, _ = pairs
     for key, where in ((np.arange(B), np.zeros(B, bool)), (np.arange(B), np.arange(B) == 3), (np.zeros(B), np.ones(B))):

@@ -1,4 +1,4 @@
-"""The losses against plain loops, against PyTorch, and against the laws that every masked loss must keep."""
+"""The losses against plain loops and PyTorch, and the laws of every masked loss."""
 
 import functools
 
@@ -112,13 +112,13 @@ def test_triplet_equals_the_loop(seed, margin):
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_triplet_without_a_mask_counts_every_row():
+def test_triplet_without_a_mask_uses_every_row():
     x, labels, _ = batch(0)
     for got, expected in zip(batch_hard_triplet(x, labels), batch_hard_triplet(x, labels, where=np.ones(B, bool))):
         np.testing.assert_array_equal(got, expected)
 
 
-def test_a_lone_anchor_is_its_own_positive_without_rounding_noise():
+def test_an_anchor_without_other_positives_is_its_own_without_rounding_noise():
     x = (1e3 * np.random.default_rng(0).normal(size=(13, 7))).astype(np.float32)
     labels, margin = np.arange(13), 1e4
     loss, anchors = batch_hard_triplet(x, labels, margin=margin)
@@ -168,7 +168,7 @@ def test_weighted_triplet_equals_the_official_code(scale):
     np.testing.assert_allclose((loss, np.linalg.norm(grad), grad[0, 0]), WEIGHTED[scale], rtol=1e-4)
 
 
-def test_weighted_triplet_stays_finite_far_apart():
+def test_weighted_triplet_is_finite_at_large_distances():
     x = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
     for scale in (100, 1e4):
         loss, grad = LOSSES["weighted"](scale * x, np.arange(8) // 2, np.ones(8, bool))
@@ -189,7 +189,7 @@ def test_nce_equals_the_loop(seed):
     )
 
 
-def test_nce_sees_only_the_direction_of_a_feature():
+def test_nce_depends_on_the_direction_of_a_feature_only():
     x, labels, _ = batch(0)
     loss = [prototype_nce(x * s, labels, PROTO, tau=0.05, valid=memory.valid(PROTO)) for s in (1e-4, 1, 1e4)]
     np.testing.assert_allclose(loss[0], loss[1], rtol=1e-5)
@@ -223,7 +223,7 @@ def test_nce_of_rows_without_a_prototype_is_zero_with_zero_gradient(fill):
 
 @every_loss
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30, -5.0])
-def test_what_masked_rows_hold_does_not_matter(loss, fill):
+def test_values_of_masked_rows_have_no_influence(loss, fill):
     x, labels, where = batch(1)
     value, grad = loss(x, labels, where)
     assert np.isfinite(value) and np.isfinite(grad).all() and (grad[~where] == 0).all() and (grad[where] != 0).any()
@@ -235,7 +235,7 @@ def test_what_masked_rows_hold_does_not_matter(loss, fill):
 
 
 @every_loss
-def test_padding_changes_nothing(loss):
+def test_padding_has_no_influence(loss):
     x, labels, where = batch(2)
     value, grad = loss(x, labels, where)
     more = np.concatenate([x, np.full((6, D), np.nan, np.float32)])
@@ -247,7 +247,7 @@ def test_padding_changes_nothing(loss):
 
 
 @every_loss
-def test_an_empty_batch_costs_nothing(loss):
+def test_a_batch_without_rows_has_zero_loss_and_gradient(loss):
     x, labels, _ = batch(3)
     value, grad = loss(np.full_like(x, np.nan), labels, np.zeros(B, bool))
     assert value == 0 and (grad == 0).all()
@@ -268,7 +268,7 @@ def test_the_order_of_rows_does_not_matter(loss):
     np.testing.assert_allclose(loss(x[order], labels[order], where[order])[0], loss(x, labels, where)[0], rtol=1e-5)
 
 
-def test_low_precision_features_are_lifted_to_float32():
+def test_losses_of_bfloat16_features_are_float32():
     x, labels, _ = batch(6)
     x = jnp.asarray(x, jnp.bfloat16)
     assert cross_entropy(x, labels).dtype == jnp.float32

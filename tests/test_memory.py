@@ -52,7 +52,7 @@ def test_sequential_update_equals_the_loop(seed, alpha):
     np.testing.assert_allclose(new, loop(proto, feats, labels, where, alpha), atol=1e-6)
 
 
-def test_sequential_update_lets_the_last_sample_weigh_most():
+def test_the_last_sample_has_the_largest_weight_in_a_sequential_update():
     proto, feats, _, _ = batch(0, rows=2)
     labels, where = np.array([3, 3], np.int32), np.ones((2, M), bool)
     forward = sequential(proto, feats, labels, where, 0.2)
@@ -79,7 +79,7 @@ def test_mean_update_is_one_step_with_the_batch_mean(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_fill_streams_the_normalised_mean_of_unit_features(seed):
+def test_prototypes_start_as_the_normalised_mean_of_unit_features(seed):
     _, feats, labels, where = batch(seed)
     where[labels == 1, 2] = False
     state = memory.init(M, K, D)
@@ -97,13 +97,13 @@ def test_fill_streams_the_normalised_mean_of_unit_features(seed):
     np.testing.assert_array_equal(memory.valid(proto), has_visual)
 
 
-def test_blend_of_an_epoch_equals_the_mean_update_of_all_its_rows():
+def test_ema_of_an_epoch_equals_the_mean_update_of_all_its_rows():
     proto, feats, labels, where = batch(0)
     state = memory.init(M, K, D)
     for part in (slice(0, 5), slice(5, B)):
         state = memory.accumulate(*state, feats[part], labels[part], where[part])
-    blended = memory.ema(proto, *state, 0.2)
-    np.testing.assert_allclose(blended, mean(proto, feats, labels, where, 0.2), atol=1e-6)
+    updated = memory.ema(proto, *state, 0.2)
+    np.testing.assert_allclose(updated, mean(proto, feats, labels, where, 0.2), atol=1e-6)
 
 
 @UPDATES
@@ -116,7 +116,7 @@ def test_a_row_without_a_prototype_takes_the_feature(update):
 
 
 @UPDATES
-def test_text_fills_only_what_pictures_never_filled(update):
+def test_text_updates_only_prototypes_without_pictures(update):
     proto, feats, labels, _ = batch(0)
     has_visual = np.ones((M, K), bool)
     has_visual[1, labels[0]] = has_visual[2, labels[1]] = False
@@ -138,7 +138,7 @@ def test_rows_stay_unit_or_zero_and_float32(update):
 
 
 @UPDATES
-def test_absent_samples_are_never_read(update):
+def test_missing_samples_are_never_read(update):
     proto, feats, labels, where = batch(0)
     expected = update(proto, feats, labels, where, 0.2)
     holes = np.where(where[..., None], feats, np.nan)
@@ -148,7 +148,7 @@ def test_absent_samples_are_never_read(update):
 
 
 @UPDATES
-def test_padding_rows_change_nothing(update):
+def test_padding_rows_have_no_influence(update):
     proto, feats, labels, where = batch(0)
     more = np.concatenate([feats, np.full((4, M, D), np.nan, np.float32)])
     labels_more = np.concatenate([labels, np.array([0, 1, -1, K], np.int32)])
@@ -158,7 +158,7 @@ def test_padding_rows_change_nothing(update):
 
 
 @UPDATES
-def test_a_feature_of_one_modality_touches_no_other(update):
+def test_a_feature_of_one_modality_does_not_change_the_others(update):
     proto, feats, labels, where = batch(0)
     where[:, [0, 2]] = False
     new = np.asarray(update(proto, feats, labels, where, 0.2))
@@ -174,7 +174,7 @@ def test_no_gradient_reaches_the_features(update):
 
 
 @UPDATES
-def test_zero_features_leave_a_prototype_where_it_is(update):
+def test_zero_features_do_not_change_a_prototype(update):
     proto, feats, labels, _ = batch(0)
     new = update(proto, np.zeros_like(feats), labels, np.ones((B, M), bool), 0.2)
     np.testing.assert_allclose(new, proto, atol=1e-6)

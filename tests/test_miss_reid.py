@@ -248,7 +248,7 @@ def test_an_epoch_mean_moves_the_memory_at_the_end_of_an_epoch_only(drawn):
     assert np.any(state.memory["proto"]) and not np.any(state.memory["counts"])
 
 
-def test_the_first_pass_averages_unit_features_of_shown_pictures(drawn):
+def test_prototypes_start_as_the_mean_unit_feature_of_present_pictures(drawn):
     config = tiny_config(drawn, row="B", eta="0.5", **{"data.eval_batch_size": 10})
     exp, data, state = start(config)
     method = exp.phases[0].method
@@ -286,7 +286,7 @@ def test_gradients_of_the_text_terms_reach_the_image_tower_unless_detached(row_f
     assert reach(changed(method, detach_structure=True)) == 0
 
 
-def test_a_zero_image_may_stand_in_for_a_missing_picture(drawn):
+def test_a_zero_image_may_replace_a_missing_picture(drawn):
     exp, data, state = start(tiny_config(drawn, row="A", **{"model.missing_fill": "encode_zero_image"}))
     method = exp.phases[0].method
     batch = float_batch(np.random.default_rng(11), 6, method.modalities)
@@ -351,6 +351,7 @@ def test_a_camera_is_known_by_its_number():
         ({"model.image.patch": 12}, r"config.data.image_size=\(32, 16\) is not a whole number of patches of 12 pixels"),
         ({"model.text.context": 17}, "config.model.text.context=17 is too small for the sentence .* set it to 18"),
         ({"model.text.vocab": 4000}, "config.model.text.vocab=4000 is too small for the sentence"),
+        ({"aug.sync": "crop"}, "config.aug.sync is 'crop'; expected one of none, flip, flip_crop, all"),
         ({"model.structure.depth": 1}, "config.model.structure has depth; its fields are heads, out_proj, queries"),
     ],
 )

@@ -1,4 +1,4 @@
-"""BatchNorm against PyTorch's own, on vectors and on maps, and the laws of its mask."""
+"""BatchNorm against PyTorch, on vectors and on maps, and the laws of its mask."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def test_batch_norm_equals_pytorch_on_the_rows_that_exist(torch, shape, where, b
 
 @pytest.mark.reference
 @pytest.mark.parametrize("shape", SHAPES, ids=["vectors", "maps"])
-def test_the_gradients_are_pytorch_s(torch, shape):
+def test_the_gradients_equal_pytorch(torch, shape):
     reference = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(DIM)
     x = torch.tensor(np.moveaxis(2 + 3 * normal(0, *shape), -1, 1), requires_grad=True)
     ours = 2 + 3 * normal(0, *shape)
@@ -87,7 +87,7 @@ def test_the_running_variance_is_the_unbiased_one():
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["vectors", "maps"])
-def test_without_rows_statistics_are_kept_and_all_stays_finite(shape):
+def test_without_rows_statistics_do_not_change_and_gradients_are_finite(shape):
     x, none, params = normal(0, *shape), np.zeros(7, bool), {"scale": jnp.ones(DIM), "bias": jnp.zeros(DIM)}
     _, stats = normalise(x, None, fresh_stats())
 
@@ -103,7 +103,7 @@ def test_without_rows_statistics_are_kept_and_all_stays_finite(shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["vectors", "maps"])
 @pytest.mark.parametrize("filler", [np.nan, np.inf, 1e4])
-def test_what_masked_rows_hold_reaches_neither_statistics_nor_gradients(shape, filler):
+def test_values_of_masked_rows_reach_neither_statistics_nor_gradients(shape, filler):
     params = {"scale": 1 + normal(0, DIM), "bias": normal(1, DIM)}
     clean, dirty = normal(2, *shape), normal(2, *shape)
     clean[~ROWS], dirty[~ROWS] = 0, filler
@@ -113,7 +113,7 @@ def test_what_masked_rows_hold_reaches_neither_statistics_nor_gradients(shape, f
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["vectors", "maps"])
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-def test_a_bfloat16_map_comes_back_as_one_and_its_statistics_are_float32(shape, train):
+def test_a_bfloat16_map_stays_bfloat16_and_its_statistics_are_float32(shape, train):
     x = (2 + 3 * normal(0, *shape)).astype(jnp.bfloat16)
     y, stats = normalise(x, None, fresh_stats(), train=train)
     expected, expected_stats = normalise(x.astype(np.float32), None, fresh_stats(), train=train)

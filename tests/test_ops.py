@@ -1,4 +1,4 @@
-"""Masked reductions and distances: oracles in numpy, and finite gradients where anything may be missing."""
+"""Masked reductions and distances: oracles in numpy, and finite gradients where values are missing."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-def test_mean_is_numpy_mean_of_what_is_selected(rng):
+def test_mean_is_the_mean_of_the_selected_entries(rng):
     x, where = rng.normal(size=(5, 7)).astype(np.float32), rng.random((5, 7)) < 0.6
     where[:, 0] = True
     np.testing.assert_allclose(masked.mean(x, where), x[where].mean(), rtol=1e-6)
@@ -26,7 +26,7 @@ def test_mean_is_numpy_mean_of_what_is_selected(rng):
     np.testing.assert_allclose(masked.mean(x, rows[:, None], axis=0), x[rows].mean(0), rtol=1e-5)
 
 
-def test_mean_of_nothing_is_zero_with_zero_gradient(rng):
+def test_mean_of_no_entry_is_zero_with_zero_gradient(rng):
     x = jnp.full((5, 7), jnp.nan)
     value, grad = jax.value_and_grad(lambda x: masked.mean(x, jnp.zeros((5, 7), bool)))(x)
     assert value == 0 and (grad == 0).all()
@@ -47,7 +47,7 @@ def test_mean_of_low_precision_is_float32():
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2, 7)])
-def test_blank_clears_absent_rows_and_their_gradient(rng, shape):
+def test_blank_clears_missing_rows_and_their_gradient(rng, shape):
     present = jnp.array([True, False, True, False, True])
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     y = masked.blank(x.at[1].set(jnp.nan), present)

@@ -166,13 +166,13 @@ def stem(relu, bias=None):
     return module.apply({"params": params}, x, train=True, mutable=["batch_stats"])[0]
 
 
-def test_a_stem_is_rectified_only_where_asked():
+def test_a_stem_has_a_relu_only_on_request():
     assert stem(False).min() < 0
     assert stem(True).min() == 0
     close(stem(True), np.maximum(stem(False), 0), 0)
 
 
-def test_no_padding_wins_the_maximum():
+def test_padding_is_never_the_maximum():
     assert stem(False, bias=-100.0).max() < 0
 
 
@@ -192,7 +192,7 @@ def test_a_joint_pass_equals_one_pass_for_each_modality_in_the_order_of_the_stem
     assert relative(joint, np.concatenate(parts)) < 1e-5
 
 
-def test_other_modalities_get_stems_of_their_own():
+def test_every_modality_has_its_own_stem():
     names = ("nir", "rgb", "tir")
     params = shapes(ResNet(names), dict.fromkeys(names, IMAGES["ir"]), train=False)
     assert {name for name in params if name.endswith("stem")} == {f"{name}_stem" for name in names}
@@ -221,7 +221,7 @@ def test_the_map_has_the_published_size(size, last_stride, expected):
 
 
 @pytest.mark.parametrize("width", [2, 16])
-def test_a_small_one_has_32_features_for_every_unit_of_width(width):
+def test_the_map_has_32_channels_per_unit_of_width(width):
     found = shapes(ResNet(blocks=(1, 1, 1, 1), width=width), IMAGES, train=False)
     assert {name for name in found if name.startswith("layer")} == {f"layer{k}_0" for k in (1, 2, 3, 4)}
     assert found["ir_stem"]["conv"]["kernel"].shape == (7, 7, 3, width)
@@ -239,7 +239,7 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def test_the_parameters_are_counted_to_the_unit():
+def test_the_numbers_of_parameters_are_the_published_ones():
     params = dict(shapes(ResNet(), IMAGES, train=False))
     pooling = shapes(GeM(), jnp.zeros((1, 2, 2, 2048)))
     assert count([params, pooling]) == 23_517_569
@@ -247,7 +247,7 @@ def test_the_parameters_are_counted_to_the_unit():
     assert count(params) == 23_498_496
 
 
-def test_the_tree_is_the_one_that_imported_weights_fill():
+def test_the_parameter_tree_is_that_of_imported_weights():
     layers = {f"{name}_stem/{part}" for name in ("rgb", "ir") for part in ("conv", "bn")}
     for layer, blocks in enumerate(BLOCKS, start=1):
         layers |= {f"layer{layer}_{i}/{part}{k}" for i in range(blocks) for part in ("conv", "bn") for k in (1, 2, 3)}
@@ -261,7 +261,7 @@ def test_the_tree_is_the_one_that_imported_weights_fill():
     assert found == expected
 
 
-def test_weights_start_as_he_normal_by_fan_out():
+def test_weights_are_initialised_he_normal_by_fan_out():
     found = stds(init(Stem(), jnp.zeros((1, 4, 4, 3)), train=False))
     assert found["conv/kernel"] == pytest.approx((2 / (7 * 7 * 64)) ** 0.5, rel=0.05)
     params = init(Bottleneck(64, 2), jnp.zeros((1, 4, 4, 128)), train=False)
@@ -278,7 +278,7 @@ def test_weights_start_as_he_normal_by_fan_out():
 
 
 @pytest.mark.slow
-def test_bfloat16_stays_near_float32_and_statistics_stay_float32():
+def test_bfloat16_is_close_to_float32_and_statistics_are_float32():
     @jax.jit
     def forward(variables, images):
         return ResNet(dtype=jnp.bfloat16).apply(variables, images, train=True, mutable=["batch_stats"])
@@ -306,7 +306,7 @@ def kept(model, images):
 
 
 @pytest.mark.slow
-def test_remat_keeps_less_and_changes_nothing():
+def test_remat_keeps_less_with_the_same_gradients():
     images = {name: jax.random.normal(jax.random.PRNGKey(i), (4, 64, 32, 3)) for i, name in enumerate(("rgb", "ir"))}
     (plain, grads), (less, again) = (kept(ResNet(blocks=(2, 2, 2, 2), width=8, remat=x), images) for x in (False, True))
     assert less < plain / 2

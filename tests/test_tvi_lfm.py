@@ -308,7 +308,7 @@ def test_rows_that_differ_in_evaluation_only_are_one_run():
     assert config_hash(load_config("llcm", "row=full")) != config_hash(load_config("llcm", "row=+MER"))
 
 
-def test_the_protocols():
+def test_the_configs_have_the_published_protocols():
     sysu, regdb = load_config("sysu_mm01", "shots=10"), load_config("regdb", "trial=7")
     assert sysu.evals["indoor/mer"].gallery.draw.to_dict() == {"cameras": (1, 2), "shots": 10}
     row = sysu.evals["all/ir"]
@@ -328,7 +328,7 @@ def test_stage_lfm_needs_a_base_run(drawn_sysu, tmp_path):
         train.train(config, tmp_path, open_tiny(config))
 
 
-def test_stage_lfm_needs_the_pictures_part(drawn_sysu, base, tmp_path):
+def test_stage_lfm_needs_the_visual_part(drawn_sysu, base, tmp_path):
     weights = {path: x for path, x in weights_init.load(base).items() if path.split("/")[1] == "text"}
     files.save(tmp_path / "text", weights, {})
     config = tiny_tvi_config(drawn_sysu, init=str(tmp_path / "text"))
@@ -360,6 +360,6 @@ def test_settings_that_contradict_each_other_are_refused(drawn_sysu, changes, me
 
 
 @pytest.mark.parametrize("arg", ["stage=third", "row=C"])
-def test_arguments_that_do_not_exist(arg):
+def test_arguments_that_do_not_exist_are_refused(arg):
     with pytest.raises(ConfigError, match="expected one of"):
         load_config("sysu_mm01", arg)
