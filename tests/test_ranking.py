@@ -31,7 +31,7 @@ def one_query(match, junk, dist=None):
 
 @pytest.mark.parametrize("by_identity", [False, True])
 def test_metrics_are_those_of_the_definitions(by_identity):
-    @settings(max_examples=1500, deadline=None, database=None)
+    @settings(max_examples=700, deadline=None, database=None)
     @given(problems())
     def each(problem):
         check(*problem, by_identity)
@@ -39,7 +39,7 @@ def test_metrics_are_those_of_the_definitions(by_identity):
     each()
 
 
-@settings(max_examples=1000, deadline=None, database=None)
+@settings(max_examples=500, deadline=None, database=None)
 @given(problems())
 def test_every_rank_is_that_of_the_definition(problem):
     dist, rows = problem

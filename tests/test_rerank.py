@@ -74,13 +74,13 @@ def problems(draw, integers):
     return [rng.standard_normal((n, 11)).astype(np.float32) for n in shape]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems(integers=True), st.fixed_dictionaries(OPTIONS))
 def test_equals_the_loop_where_ties_are_the_rule(problem, options):
     check(*problem, **options)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems(integers=False), st.fixed_dictionaries(OPTIONS))
 def test_equals_the_loop_where_no_distances_are_equal(problem, options):
     check(*problem, **options, atol=5e-6)

@@ -29,7 +29,7 @@ def dots(query, gallery):
 
 @pytest.mark.parametrize("by_identity", [False, True])
 def test_ranks_are_those_of_the_definitions(by_identity):
-    @settings(max_examples=1000, deadline=None, database=None)
+    @settings(max_examples=400, deadline=None, database=None)
     @given(problems(vectors=True))
     def check(problem):
         query, gallery, rows = problem
