@@ -12,6 +12,7 @@ from conftest import assert_trees_close, build, load_config, open_tiny, start, t
 from jax_mmreid import experiment
 from jax_mmreid.config import find, flat
 from jax_mmreid.errors import ConfigError
+from jax_mmreid.evaluators import runner
 from jax_mmreid.methods import read_fields
 from jax_mmreid.models.clip import ImageTower
 from jax_mmreid.models.shared_tower import SharedTower
@@ -318,6 +319,12 @@ def test_captions_are_refused_in_use(drawn):
         ):
             with pytest.raises(ConfigError, match="miss_reid has no vector of .*`use` must name some of rgb, nir, tir"):
                 refused()
+    for use in (("text",), ("rgb", "text")):
+        side = dict(split="test", use=use)
+        rows = {"words": dict(query=side, gallery=side, junk="same_camera")}
+        runner.check(rows, data)
+        with pytest.raises(ConfigError, match="evals.words: miss_reid has no vector of"):
+            runner.run(rows, method, {}, data, exp.mesh, mean=0.5, std=0.5)
 
 
 def test_a_camera_is_known_by_its_number():

@@ -1,4 +1,4 @@
-"""M-bHIPR (Miss-ReID, NeurIPS 2025, Section 3.2): contrast with prototypes, and how a training step updates these.
+"""M-bHIPR (Miss-ReID, NeurIPS 2025, Eq. 2-4 and Eq. 10): contrast with prototypes, and their update in a training step.
 
 The prototypes and their updates as such (Eq. 2-3) are in `ops.memory`, the loss of a row (Eq. 4, Eq. 10) in
 `losses.contrastive`. Shapes: feats and text [B,M,D], label [B], present [B,M], prototypes [M,K,D].
