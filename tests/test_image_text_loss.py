@@ -134,7 +134,7 @@ def test_eight_devices_equal_one_and_none_holds_all_pairs(kind):
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
     placed = jax.device_put((x, y, key, where), NamedSharding(mesh, PartitionSpec("data")))
-    for block, most in ((rows, rows * rows // 8), (16, rows * 16 // 8)):
+    for block, limit in ((rows, rows * rows // 8), (16, rows * 16 // 8)):
         function = jax.jit(jax.value_and_grad(functools.partial(total, block=block), argnums=(0, 1)))
         value, gradients = function(*placed)
         one, own = jax.jit(jax.value_and_grad(functools.partial(total, block=block), argnums=(0, 1)))(x, y, key, where)
@@ -143,4 +143,4 @@ def test_eight_devices_equal_one_and_none_holds_all_pairs(kind):
             np.testing.assert_allclose(a, b, atol=1e-5)
         shapes = re.findall(r"(?:f32|pred)\[([\d,]+)\]", function.lower(*placed).compile().as_text())
         largest = max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
-        assert largest <= max(most, rows * width), f"a device holds {largest} numbers of {rows * rows}"
+        assert largest <= max(limit, rows * width), f"a device holds {largest} numbers of {rows * rows}"

@@ -24,7 +24,7 @@ NONE = -1e30  # the logit of pairs that are not negatives; finite, so that rows 
 def info_nce(x: Array, y: Array, *, scale: Array, key: Array, where: Array, block: int) -> Array:
     """CLIP's symmetric cross-entropy, per pair.
 
-    x, y [B,D] of any norm, key [B], where [B] the pairs that exist, `block` the most columns at a time
+    x, y [B,D] of any norm, key [B], where [B] the pairs that exist, `block` the largest number of columns at a time
         -> [B] float32, 0 where a pair does not exist.
     """
     x, y = (masked.unit(masked.blank(side, where)) for side in (x, y))
@@ -77,8 +77,8 @@ def _over_columns(add: Callable, total: Array, columns: Columns, block: int) -> 
     that do not exist.
     """
     B = len(total)
-    least = -(-B // max(block, 1))
-    blocks = next((n for n in range(least, 2 * least) if B % n == 0), least)
+    smallest = -(-B // max(block, 1))
+    blocks = next((n for n in range(smallest, 2 * smallest) if B % n == 0), smallest)
     fill = -B % blocks
 
     def split(x: Array) -> Array:

@@ -41,7 +41,7 @@ class Config:
     text: towers.TextFields
     dim: int  # of the space that pictures and captions share
     dedup_captions: bool  # a caption is no negative of another picture that has the same caption
-    block: int  # the most captions that the loss compares with at a time
+    block: int  # the largest number of captions that the loss compares with at a time
     dtype: str  # one of towers.DTYPES
     remat: bool  # the towers recompute a block in the backward pass, for less memory
     scan: bool  # the towers compile one block for all layers, for a shorter compilation

@@ -45,11 +45,11 @@ def missing_evals(
 ) -> dict[str, dict]:
     """Rows for `config.evals`: every setting, on both sides alike, and their mean.
 
-    Rows are named GROUP/SETTING, or SETTING in the group ""; the fields `group` and `setting` say the same. `splits` is
-    one split for both sides, or "query/gallery"; `options` are fields of the method that these rows change;
-    `incomplete` says what happens to test rows without a picture of what a row uses; `pairs` adds a row "pairs", every
-    setting of the query against every setting of the gallery (appendix A.4 of the paper); `rerank` are constants of
-    re-ranking. A single modality has the setting "full" and no others.
+    Rows are named GROUP/SETTING, or SETTING in the group "", and have both as fields. `splits` is one split for both
+    sides, or "query/gallery"; `options` are fields of the method that these rows change; `incomplete` decides what
+    happens to test rows without any picture that a row uses; `pairs` adds a row "pairs", every setting of the query
+    against every setting of the gallery (appendix A.4 of the paper); `rerank` are constants of re-ranking. A single
+    modality has the setting "full" and no others.
     """
     query, _, gallery = splits.partition("/")
     prefix, rows = f"{group}/" if group else "", {}
