@@ -150,7 +150,7 @@ def test_a_joint_space_of_another_width_is_refused(drawn, part):
 def test_a_position_table_that_is_no_square_is_refused(drawn):
     weights = layouts.to_ours(openai(), "openai", HEADS)
     weights["params/image/position_embedding"] = np.zeros((8, WIDTH))
-    refuse(drawn, weights, "^init: a position table of 7 patches is not square and not of a grid 4x2")
+    refuse(drawn, weights, "^init: a position table of 7 patches is neither square nor of a grid 4x2")
 
 
 @pytest.mark.parametrize("source, match", [("nowhere", "no file or folder nowhere"), ("", "holds no weights")])
