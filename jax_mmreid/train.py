@@ -83,7 +83,7 @@ def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
     """
     workdir, spec = Path(workdir), model_spec(config, data)
     exp = experiment.build(config, spec, data.tokenize)
-    runner.check(config.evals.to_dict(), data)
+    check_evals(config, exp, data)
     if config.eval_every:
         runner.check_best(config.best, config.evals.to_dict())
     total = exp.phases[-1].stop
@@ -191,6 +191,13 @@ def init_workdir(workdir: Path, config: ConfigDict, data: Data, spec: DataSpec, 
     for name, write in files.items():
         if fresh or not (workdir / name).exists():
             write(workdir / name)
+
+
+def check_evals(config: ConfigDict, exp: Experiment, data: Data) -> None:
+    """Raises ConfigError or DataError for a row of `config.evals` that cannot be measured, before any time is spent."""
+    rows = config.evals.to_dict()
+    runner.check(rows, data)
+    runner.check_method(rows, exp.phases[-1].method, exp.abstract.variables, data)
 
 
 def _run_evals(config: ConfigDict, exp: Experiment, method: Method, variables: dict, data: Data) -> dict[str, dict]:

@@ -130,13 +130,11 @@ def test_a_vector_is_the_mean_of_what_a_row_has(tiny):
             method.embed(state.variables, features, use)
 
 
-SLOW = dict(marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     "loss, mesh",
-    [("info_nce", (8, 1)), pytest.param("info_nce", (4, 2), **SLOW), pytest.param("sigmoid", (8, 1), **SLOW)],
+    [("info_nce", (8, 1)), ("info_nce", (4, 2)), ("sigmoid", (8, 1))],
 )
+@pytest.mark.slow  # the loss itself is held on eight devices in test_image_text_loss.py
 def test_eight_devices_equal_one(drawn, tmp_path, loss, mesh):
     def run(workdir, **mesh):
         # Adam's eps: see test_sharding.py

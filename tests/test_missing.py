@@ -85,9 +85,7 @@ def test_reject_draws_empty_rows_again():
     assert not kept.all() and fixed.any(axis=1).all()
     np.testing.assert_array_equal(fixed[kept], raw[kept])
     np.testing.assert_array_equal(fixed, draw(eta, all_missing="reject"))
-    with pytest.raises(
-        ConfigError, match="config.missing.eta.*rate 1 loses them in every draw; lower the rate"
-    ):
+    with pytest.raises(ConfigError, match="config.missing.eta.*rate 1 loses them in every draw; lower the rate"):
         draw((1.0, 1.0, 1.0), all_missing="reject")
 
 

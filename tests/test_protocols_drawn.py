@@ -68,6 +68,7 @@ def test_every_row_of_both_searches_is_measured_on_ten_galleries(measured):
 
 
 @pytest.mark.parametrize("changes", [{"data.eval_batch_size": 7}, {"mesh.data": 8}])
+@pytest.mark.slow
 def test_batch_size_and_devices_change_nothing(pictures, measured, changes):
     np.testing.assert_allclose(numbers(measure(tiny(pictures, **changes))), numbers(measured), atol=1e-6)
 

@@ -138,7 +138,9 @@ def test_the_map_equals_pytorch_in_evaluation(torch, options):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("change, tolerance", [(dict, 0.05), (settled, 1e-3)], ids=["random", "settled"])
+@pytest.mark.parametrize(
+    "change, tolerance", [pytest.param(dict, 0.05, marks=pytest.mark.slow), (settled, 1e-3)], ids=["random", "settled"]
+)
 def test_map_statistics_and_gradients_equal_pytorch_in_training(torch, change, tolerance):
     variables = change(random_variables())
     tensors = torch_tensors(torch, variables)

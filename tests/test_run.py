@@ -37,6 +37,7 @@ def trained(monkeypatch):
         return results
 
     monkeypatch.setattr(run, "train_and_evaluate", fake)
+    monkeypatch.setattr(run.jax, "clear_caches", lambda: None)  # other tests need theirs
     return found
 
 

@@ -131,7 +131,7 @@ def _dot_general(eqn: JaxprEqn) -> int:
 
 
 def _convolution(eqn: JaxprEqn) -> int:
-    """Each output value is one product with a whole filter, padding included; with groups a filter has fewer channels."""
+    """Each output value is a product with a whole filter, padding included; in groups a filter has fewer channels."""
     kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
     return math.prod(out) * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
 

@@ -219,6 +219,20 @@ def _rows(tree: Any) -> int:
     return len(jax.tree.leaves(tree)[0])
 
 
+def abstract_batch(split: str, names: Collection[str], data: Data) -> Batch:
+    """The shapes of one row as `method.encode` gets it from a split of which the rows use these names."""
+    spec, there = data.spec, data.present(split)
+    image = jax.ShapeDtypeStruct((1, *spec.image_size, 3), np.float32)
+    flag, number = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (bool, np.int32))
+    ids = jax.ShapeDtypeStruct((1, max(spec.text_length, 2)), np.int32)
+    images = {m: image for m in spec.modalities if m in names and there[m].any()}
+    captioned = [key.removeprefix(f"{TEXT}/") for key in there if key.startswith(f"{TEXT}/")]
+    text = {m: ids for m in captioned if TEXT in names or f"{TEXT}/{m}" in names}
+    present = dict.fromkeys([*images, *(f"{TEXT}/{m}" for m in text), *([TEXT] if text else [])], flag)
+    batch = {"images": images, "present": present, "valid": flag} | dict.fromkeys(NUMBERS, number)
+    return batch | ({"text": text} if text else {})
+
+
 def _only(batch: Batch, names: Collection[str]) -> Batch:
     """The batch with no more pictures and captions than `names` ask for, and the ids of all captions as "captions"."""
     captions = batch.get("text", {})

@@ -8,18 +8,21 @@ differ in nothing else. In NAME/QUERY>GALLERY a named row is called by its setti
 """
 
 import contextlib
+import functools
 import importlib
 import itertools
 import pkgutil
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from jax_mmreid import evaluators
 from jax_mmreid.batch import Data
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators import LABELS, Evaluator, Result, check_keys
-from jax_mmreid.evaluators.encoder import Encoder, Level
+from jax_mmreid.evaluators.encoder import Encoder, Level, abstract_batch
 from jax_mmreid.evaluators.retrieval import Retrieval
 from jax_mmreid.methods import Method
 
@@ -41,6 +44,31 @@ def check(rows: Rows, data: Data) -> None:
                 if part not in measured:
                     raise ConfigError(f"{key} names {part!r}; it can name {', '.join(measured)}")
             (_check_pairs if key == "pairs_of" else _check_mean)(name, rows)
+
+
+def check_method(rows: Rows, method: Method, variables: Any, data: Data) -> None:
+    """Raises ConfigError for a row of which the method has no vector, as far as shapes tell; no tower runs.
+
+    `variables` are those of the method or their shapes. Traces the method once per split and once per vector.
+    """
+    measured = {name: _evaluator(row) for name, row in rows.items() if not _is_derived(row)}
+    uses = {}
+    for evaluator in measured.values():
+        for split, use in evaluator.uses():
+            uses.setdefault(split, set()).update(use)
+    features = {
+        split: jax.eval_shape(method.encode, variables, abstract_batch(split, names, data))
+        for split, names in uses.items()
+    }
+    done = set()
+    for name, evaluator in measured.items():
+        with _named(name):
+            changed = method.with_options(evaluator.row.get("options", {}), "options")
+            for split, use in evaluator.uses():
+                if (changed, split, use) not in done:
+                    done.add((changed, split, use))
+                    changed.imputer(use)  # raises for a `use` that the method does not know
+                    jax.eval_shape(functools.partial(changed.embed, use=use), variables, features[split])
 
 
 def check_best(best: str, rows: Rows) -> None:
