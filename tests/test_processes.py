@@ -20,12 +20,13 @@ if int(count) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
 """
 RUN = """
-method, folder, workdir, init = given
+method, folder, workdir, init, changes = given
+import json
 import conftest
 from conftest import open_tiny
 from jax_mmreid import distributed, evaluate, train
-changes = {"mesh.data": -1, "data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3, "init": init}
-config = getattr(conftest, method)(folder, **changes)
+common = {"mesh.data": -1, "data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3, "init": init}
+config = getattr(conftest, method)(folder, **common | json.loads(changes))
 config.missing.eta = (0.3,) * 3 if len(config.data.modalities) == 3 else (0.0,) * 2
 data = open_tiny(config, distributed.shard())
 train.train(config, workdir, data)
@@ -57,9 +58,9 @@ evaluate.evaluate(config, workdir, data, step="init")
 """
 
 
-def run(script, count, port, *given, devices=8):
-    """Runs a script by `count` processes that share so many virtual devices."""
-    flags = f"--xla_force_host_platform_device_count={devices // count}"
+def run(script, count, port, *given, devices=8, flags=""):
+    """Runs a script by `count` processes that share so many virtual devices; `flags` are further ones of XLA."""
+    flags = f"--xla_force_host_platform_device_count={devices // count} {flags}"
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     command = [sys.executable, "-c", START + script]
@@ -106,13 +107,12 @@ def test_tables_are_the_same_on_any_devices_and_processes(tmp_path, port, drawn)
     assert results[0] == results[1] == results[2] and len(results[0]) == 8 + 8 + 49
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [tiny_config, tiny_tvi_config, tiny_clip_config])
-def test_two_processes_equal_one(request, tmp_path, port, make):
-    folder = request.getfixturevalue("drawn_sysu" if make is tiny_tvi_config else "drawn")
-    init = random_weights(make(folder, seed=2), tmp_path / "init.safetensors")
+def assert_two_processes_equal_one(make, folder, tmp_path, port, changes, **options):
+    """Trains and evaluates by one and by two processes from the same weights."""
+    init = random_weights(make(folder, seed=2, **changes), tmp_path / "init.safetensors")
     for count in (1, 2):
-        run(RUN, count, port, make.__name__, folder, tmp_path / str(count), init)
+        given = make.__name__, folder, tmp_path / str(count), init, json.dumps(changes)
+        run(RUN, count, port, *given, **options)
     one, two = (json.loads((tmp_path / str(count) / "results.json").read_text()) for count in (1, 2))
     assert one["config_hash"] == two["config_hash"]
     for name, row in one["evals"].items():
@@ -122,3 +122,17 @@ def test_two_processes_equal_one(request, tmp_path, port, make):
     for a, b in zip(*map(lambda part: map(json.loads, part), lines)):
         a, b = ({k: v for k, v in x.items() if k != "samples_per_second"} for x in (a, b))
         assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
+
+
+def test_two_processes_equal_one_in_small(tmp_path, port, drawn):
+    """Row A with one layer, a device each: what the default run can afford."""
+    changes = {"row": "A", "epochs": 1, "eval_every": 0, "model.image.layers": 1}
+    flags = "--xla_backend_optimization_level=0"
+    assert_two_processes_equal_one(tiny_config, drawn, tmp_path, port, changes, devices=2, flags=flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [tiny_config, tiny_tvi_config, tiny_clip_config])
+def test_two_processes_equal_one(request, tmp_path, port, make):
+    folder = request.getfixturevalue("drawn_sysu" if make is tiny_tvi_config else "drawn")
+    assert_two_processes_equal_one(make, folder, tmp_path, port, {})
