@@ -219,7 +219,7 @@ def test_a_config_file_that_does_not_exist_is_one_sentence(refused):
 )
 @pytest.mark.parametrize("error", [ValueError, TypeError])
 def test_a_defect_of_ours_is_a_traceback(pictures, tmp_path, monkeypatch, module, name, error):
-    """Today's defect: a ValueError or TypeError anywhere in these became a one-line config error with exit code 2."""
+    """A former defect: a ValueError or TypeError anywhere in these became a one-line config error with exit code 2."""
 
     def broken(*args, **options):
         raise error("a defect")

@@ -416,7 +416,7 @@ def saved_spec(workdir, **changes):
 
 
 def test_data_with_other_cameras_are_refused_and_forced_by_number(tiny, drawn, workdir, tmp_path):
-    """Today's defect: camera embeddings were used by position, whatever cameras the data had."""
+    """A former defect: camera embeddings were used by position, whatever cameras the data had."""
     *_, expected = tiny
     config = few(drawn)
     shutil.copytree(workdir, tmp_path / "run")
@@ -463,7 +463,7 @@ def test_a_workdir_of_an_older_version_gets_one_clear_sentence(drawn, workdir, t
 
 
 def test_captions_of_witnesses_are_evaluated_without_force(drawn_sysu, tmp_path):
-    """Today's defect: `query_captions`, documented for evaluation, made a run "of another config"."""
+    """A former defect: `query_captions`, documented for evaluation, made a run "of another config"."""
     config = tiny_tvi_config(drawn_sysu)
     with config.unlocked():
         for name in set(config.evals) - {"all/ir", "all/text"}:

@@ -86,7 +86,7 @@ def test_the_run_that_another_starts_from_is_trained_once(drawn, tmp_path, monke
 
 
 def test_evaluation_trains_nothing(drawn, tmp_path, monkeypatch):
-    """Today's defect: --mode=eval trained config.pretrain where its folder was absent."""
+    """A former defect: --mode=eval trained config.pretrain where its folder was absent."""
     monkeypatch.setattr(run.training, "train", lambda *_: pytest.fail("evaluation trains"))
     config = with_pretraining(drawn, tmp_path / "before")
     with pytest.raises((ConfigError, DataError)):

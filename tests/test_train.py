@@ -124,7 +124,7 @@ def test_a_finished_run_has_nothing_left_to_do(run):
 
 @pytest.mark.parametrize("use", [("text",), ("rgb", "text")])
 def test_a_row_without_a_vector_is_refused_before_training(drawn, tmp_path, use):
-    """Today's defect: Miss-ReID ranked vectors of zeros for captions, here mAP .33."""
+    """A former defect: Miss-ReID ranked vectors of zeros for captions, here mAP .33."""
     config = tiny_config(drawn, row="A", **{"data.text.tokenizer": "train", "data.text.vocab_size": 520})
     with config.unlocked():
         config.data.options.captioner = "Blip"
@@ -135,7 +135,7 @@ def test_a_row_without_a_vector_is_refused_before_training(drawn, tmp_path, use)
 
 
 def test_captions_that_a_row_needs_are_looked_for_before_training(drawn_sysu, tmp_path, monkeypatch):
-    """Today's defect: with captions of one modality in the queries, the evaluation after training ended in KeyError."""
+    """A former defect: with captions of one modality in the queries, evaluation after training ended in KeyError."""
     config = tiny_tvi_config(drawn_sysu)
     data = open_tiny(config)
     query = data._splits["query"].split.captions
@@ -176,7 +176,7 @@ def test_masks_are_kept_beside_the_run_and_can_be_used_again(run):
 
 
 def test_without_its_config_a_workdir_is_still_of_its_config(run, tmp_path):
-    """Today's defect: with config.json deleted a run resumed under another learning rate."""
+    """A former defect: with config.json deleted a run resumed under another learning rate."""
     config, workdir, _ = run
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()
@@ -220,7 +220,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(drawn, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_is_found_before_an_evaluation_and_before_a_save(drawn, tmp_path, spoiled):
-    """Today's defect: a NaN that appeared after the last log step ended as a DataError of the evaluation."""
+    """A former defect: a NaN that appeared after the last log step ended as a DataError of the evaluation."""
     config = tiny_config(drawn, row="A", eval_every=2, save_every=1, log_every=1000)
     data = open_tiny(config)
     epoch = data.spec.steps_per_epoch
@@ -253,7 +253,7 @@ def test_evaluation_in_training_is_logged_and_picks_the_best(drawn, tmp_path):
 
 
 def test_the_best_may_be_a_step_at_which_nothing_else_is_saved(drawn, tmp_path, monkeypatch):
-    """Today's defect: `best` saw only steps that were both evaluated and saved."""
+    """A former defect: `best` saw only steps that were both evaluated and saved."""
     scores = iter((0.25, 0.75, 0.5))
     monkeypatch.setattr(train, "_run_evals", lambda *_: {"full": {"mAP": next(scores)}})
     config = tiny_config(drawn, row="A", eval_every=1, save_every=0)

@@ -125,7 +125,7 @@ def test_samples_per_second_are_those_since_the_last_call(tmp_path, clock):
 
 
 def test_compiling_and_evaluating_count_neither_in_the_rate_nor_in_the_time_to_go(tmp_path, clock, caplog):
-    """Today's defect: the time to go jumped, since a compilation or a stop counted as a step's time."""
+    """A former defect: the time to go jumped, since a compilation or a stop counted as a step's time."""
     caplog.set_level(logging.INFO, logger="jax_mmreid.writer")
     seconds = iter((60.0, 1.0, 1.0, 1.0))
 
