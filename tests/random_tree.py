@@ -1,6 +1,9 @@
 """A random dataset in the layout of RGBNT201, opened with few rows, for tests of the loader."""
 
+import shutil
+
 import numpy as np
+import pytest
 from conftest import open_fields
 from PIL import Image
 
@@ -29,6 +32,16 @@ def write_tree(root):
                 pixels = rng.integers(1, 256, (H, W, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(root / folder / spectrum / name, quality=95)
     return root
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def copy(tree, tmp_path):
+    return shutil.copytree(tree, tmp_path / "RGBNT201")
 
 
 def opened(root, **changes):

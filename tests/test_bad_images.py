@@ -1,28 +1,18 @@
 """Broken and absent files: named, or dropped from training and replaced."""
 
 import dataclasses
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
-from random_tree import ALL, COUNTS, FOLDERS, MASKS, NO_MASKS, PIDS, H, W, join, opened, table, write_tree
+from random_tree import ALL, COUNTS, FOLDERS, MASKS, NO_MASKS, PIDS, H, W, join, opened, table
+from random_tree import copy as copy
+from random_tree import tree as tree
 
 from input_pipeline.datasets import rgbnt201
 from input_pipeline.reading import loader, masks
 from jax_mmreid.batch import check
 from jax_mmreid.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    return write_tree(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def copy(tree, tmp_path):
-    return shutil.copytree(tree, tmp_path / "RGBNT201")
-
 
 BROKEN = {
     "zero": lambda whole: b"",

@@ -7,21 +7,13 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from random_tree import H, W, join, opened, same, table, write_tree
+from random_tree import H, W, join, opened, same, table
+from random_tree import copy as copy
+from random_tree import tree as tree
 
 from input_pipeline.reading import images, loader
 from jax_mmreid.batch import check
 from jax_mmreid.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    return write_tree(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def copy(tree, tmp_path):
-    return shutil.copytree(tree, tmp_path / "RGBNT201")
 
 
 def test_cached_batches_are_the_same(tree):
