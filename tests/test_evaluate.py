@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 from conftest import build, noise, open_tiny, start, tiny_config, tiny_tvi_config
+from random_run import few, named, saved_spec, write_workdir
 
 from input_pipeline import DataConfig, load_records
 from jax_mmreid import evaluate, train
 from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.config import config_hash
-from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators import Evaluator, runner
 from jax_mmreid.evaluators import encoder as encoding
 from jax_mmreid.experiment import model_spec
@@ -49,15 +50,6 @@ def tiny(drawn):
     exp = build(config, data)
     state = noise(exp.abstract)
     return config, exp, data, state, run_rows_of(config, exp, state.variables, data)
-
-
-def few(folder, **changes):
-    """The same with three rows, in two of which text features stand in for pictures; `changes` as in tiny_config."""
-    config = tiny_config(folder, **changes)
-    with config.unlocked():
-        for name in set(config.evals) - {"full", "no_t", "no_rt"}:
-            del config.evals[name]
-    return config
 
 
 def test_results_stand_in_the_order_of_the_config(tiny):
@@ -127,15 +119,6 @@ def test_eight_devices_measure_what_one_does(tiny, drawn, data, model):
     np.testing.assert_allclose(numbers(results, config.evals), numbers(expected, config.evals), rtol=0, atol=atol)
 
 
-def test_a_picture_without_any_modality_of_a_row_is_named(drawn, tmp_path):
-    shutil.copytree(drawn, tmp_path / "copy")
-    config = few(tmp_path / "copy", **{"data.allow_missing_files": True})
-    for folder in ("RGB", "NI"):
-        sorted((tmp_path / "copy" / "test" / folder).iterdir())[4].unlink()
-    with pytest.raises(DataError, match="evals.no_t: row 4 of split 'test' (has no|lacks a) picture of rgb(,| or) nir"):
-        runner.check(config.evals.to_dict(), open_tiny(config))
-
-
 class Fixed(Evaluator):
     """An evaluator whose result stands in its row."""
 
@@ -185,57 +168,10 @@ def test_a_row_may_be_reranked(tiny, drawn):
     assert (numbers(results, ["reranked/full", "reranked/no_rt"]) != numbers(results, ["full", "no_rt"])).any()
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        (
-            "evals.full.kind",
-            "retreival",
-            "kind='retreival': there is no such kind of evaluation; there are image_text, retr",
-        ),
-        (
-            "evals.full.query.use",
-            ("rgb", "ir"),
-            "evals.full: use names 'ir'; there are the modalities rgb, nir, tir, captions",
-        ),
-        ("evals.full.gallery.use", (), "evals.full: gallery.use is empty; name modalities"),
-        ("evals.full.gallery.split", "gallery", "evals.full: data: no split 'gallery'; there are train, test"),
-        ("evals.full.junk", "same", "evals.full: junk='same', expected one of none, same_camera, same_view, sysu"),
-        ("evals.full.rerank", dict(k1=3, k2=2), "evals.full: rerank lacks the key 'lam'"),
-        ("evals.full.rerank", dict(k1=0, k2=2, lam=0.3), "evals.full: re-ranking: k1=0 and k2=2 must be at least 1"),
-        (
-            "evals.mean_missing.mean_of",
-            ("full", "no_x"),
-            "evals.mean_missing: mean_of names 'no_x'; it can name full, no_r, no_n,",
-        ),
-        ("evals.mean_missing.mean_of", ("mean_missing",), "mean_of names 'mean_missing'; it can name full, no_r"),
-    ],
-)
-def test_a_row_that_cannot_be_measured_is_refused_before_the_first_step(drawn, field, value, message):
-    config = tiny_config(drawn, **{field: value})
-    with pytest.raises(ConfigError, match=message):
-        runner.check(config.evals.to_dict(), open_tiny(config))
-
-
-def test_the_best_must_name_a_row(drawn):
-    config = tiny_config(drawn, best="all/mAP", eval_every=1)
-    with pytest.raises(ConfigError, match="best='all/mAP': there is no row 'all' in evals; the rows are full, no_r,"):
-        runner.check_best(config.best, config.evals.to_dict())
-
-
 @pytest.fixture(scope="module")
 def workdir(tiny, drawn, tmp_path_factory):
-    """A workdir with checkpoints of steps 6 (the best, other weights) and 9 (the last, those of `tiny`)."""
     _, _, data, state, _ = tiny
-    folder = tmp_path_factory.mktemp("run")
-    config = few(drawn)
-    with Checkpoints(folder) as checkpoints:
-        train.init_workdir(folder, config, data, model_spec(config, data), fresh=True)
-        checkpoints.save_frozen(state.frozen)
-        other = state.replace(params=jax.tree.map(lambda x: -x, state.params))
-        for step, best_metric, it in ((6, 0.9, other), (9, 0.4, state)):
-            checkpoints.save(step, it, {"fingerprint": data.spec.fingerprint}, best_metric)
-    return folder
+    return write_workdir(tmp_path_factory.mktemp("run"), few(drawn), data, state)
 
 
 def test_the_evaluator_measures_the_checkpoint_it_is_told_and_writes_it_down(drawn, workdir):
@@ -266,20 +202,6 @@ def test_what_is_restored_measures_what_the_state_did(tiny, drawn, workdir):
         assert numbers(found, [name]).tolist() == numbers(expected, [f"zero/{name}"]).tolist()
 
 
-@pytest.mark.parametrize(
-    "step, message",
-    [
-        ("7", "has no checkpoint '7'; there are 6, 9"),
-        ("latest", "has no checkpoint 'latest'; there are 6, 9"),
-        ("-6", "has no checkpoint '-6'"),
-    ],
-)
-def test_a_checkpoint_that_does_not_exist_is_refused_with_those_that_do(drawn, workdir, step, message):
-    config = few(drawn)
-    with pytest.raises(ConfigError, match=message):
-        evaluate.evaluate(config, workdir, open_tiny(config), step=step)
-
-
 def test_best_needs_an_evaluation_in_training(tiny, drawn, tmp_path):
     _, _, data, state, _ = tiny
     config = few(drawn)
@@ -290,14 +212,6 @@ def test_best_needs_an_evaluation_in_training(tiny, drawn, tmp_path):
         checkpoints.save(9, state, {})
     with pytest.raises(ConfigError, match=r"no best checkpoint: nothing was evaluated in training \(eval_every\)"):
         evaluate.evaluate(config, tmp_path, data, step="best")
-
-
-def test_a_workdir_of_no_run_or_of_another_is_refused(drawn, workdir, tmp_path):
-    config, other = few(drawn), few(drawn, seed=7)
-    with pytest.raises(ConfigError, match="holds no run; train one first"):
-        evaluate.evaluate(config, tmp_path, open_tiny(config))
-    with pytest.raises(ConfigError, match=r"holds a run of another config .*: seed \(1111 -> 7\);.* with --force"):
-        evaluate.evaluate(other, workdir, open_tiny(other))
 
 
 def test_what_is_forced_is_measured_and_says_what_differs(drawn, workdir, tmp_path):
@@ -314,33 +228,6 @@ def test_what_is_forced_is_measured_and_says_what_differs(drawn, workdir, tmp_pa
     assert line.endswith("another config: seed (1111 -> 7); weights.nce (0.1 -> 0.5).")
 
 
-@pytest.mark.parametrize(
-    ("changes", "misfit"),
-    [
-        ({"model.image.width": 32}, "params/image/block_0/attention/out/bias"),
-        ({"model.image.layers": 1}, "params/image/block_1/attention/out/bias"),
-        ({"model.text.layers": 2}, "frozen/text/block_1/attention/out/bias"),
-        ({"row": "D"}, "batch_stats/heads/text_nir"),  # a part less
-    ],
-)
-def test_a_model_of_another_shape_cannot_be_forced(drawn, workdir, changes, misfit):
-    config = few(drawn, **changes)
-    with pytest.raises(ConfigError, match=f"holds another model, which --force cannot help: .*{misfit}") as error:
-        evaluate.evaluate(config, workdir, open_tiny(config), force=True)
-    assert "\n" not in str(error.value)
-
-
-def test_force_does_not_make_a_run(drawn, tmp_path):
-    config = few(drawn)
-    with pytest.raises(ConfigError, match="holds no run; train one first"):
-        evaluate.evaluate(config, tmp_path, open_tiny(config), force=True)
-
-
-def named(folder, workdir, **changes):
-    """`few`, with the workdir as the weights to start from."""
-    return few(folder, init=str(workdir), **changes)
-
-
 def test_the_weights_that_a_config_names_are_measured_without_a_run(tiny, drawn, workdir, tmp_path):
     *_, expected = tiny
     config = named(drawn, workdir)
@@ -353,26 +240,6 @@ def test_the_weights_that_a_config_names_are_measured_without_a_run(tiny, drawn,
     assert json.loads((tmp_path / "a" / "b" / "results_init.json").read_text()) == found
     table = (tmp_path / "a" / "b" / "results_init.md").read_text()
     assert table.startswith(f"Weights of {workdir}, config {config_hash(config)}.\n")
-
-
-def test_weights_that_lack_a_part_are_not_measured(drawn, workdir, tmp_path):
-    """A classifier or tower of random weights would be measured as if it had been trained."""
-    shutil.copytree(workdir, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "frozen")  # the text tower
-    config = named(drawn, tmp_path / "run")
-    with pytest.raises(DataError, match="run holds heads, .*, structure but not text; name weights that hold it too"):
-        evaluate.evaluate(config, tmp_path / "results", open_tiny(config), step="init")
-    assert not (tmp_path / "results").exists()
-
-
-def test_init_must_name_weights_and_spare_another_run(drawn, workdir, tmp_path):
-    config = few(drawn)
-    with pytest.raises(ConfigError, match="config.init, which is empty; set --config.init=SOURCE"):
-        evaluate.evaluate(config, tmp_path, open_tiny(config), step="init")
-    config = named(drawn, workdir, seed=7)
-    for force in (False, True):
-        with pytest.raises(ConfigError, match="holds a run of another config: .*; choose another --workdir"):
-            evaluate.evaluate(config, workdir, open_tiny(config), step="init", force=force)
 
 
 @pytest.fixture
@@ -409,12 +276,6 @@ def test_each_of_several_places_is_looked_at(drawn, of_trial, tmp_path):
         evaluate.evaluate(config, tmp_path / "a", open_tiny(few(drawn)), step="init")
 
 
-def saved_spec(workdir, **changes):
-    """Writes other numbers into the data spec of a workdir."""
-    path = workdir / "data_spec.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def test_data_with_other_cameras_are_refused_and_forced_by_number(tiny, drawn, workdir, tmp_path):
     """A former defect: camera embeddings were used by position, whatever cameras the data had."""
     *_, expected = tiny
@@ -427,39 +288,6 @@ def test_data_with_other_cameras_are_refused_and_forced_by_number(tiny, drawn, w
     found = evaluate.evaluate(config, tmp_path / "run", open_tiny(config), force=True)
     assert found["forced"] == ["cameras of the training data (3: 11, 12, 13 -> 3: 1, 2, 3)"]
     assert found["evals"]["full"] != expected["full"]  # no picture gets a camera embedding
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(modalities=["rgb", "tir"]), r"modalities \(\('rgb', 'tir'\) -> \('rgb', 'nir', 'tir'\)\)"),
-        (dict(image_size=[64, 32]), r"image_size \(\(64, 32\) -> \(32, 16\)\)"),
-        (dict(vocab=700), r"vocab \(700 -> 0\)"),
-    ],
-)
-def test_data_that_do_not_fit_the_model_cannot_be_forced(drawn, workdir, tmp_path, changes, message):
-    config = few(drawn)
-    shutil.copytree(workdir, tmp_path / "run")
-    saved_spec(tmp_path / "run", **changes)
-    with pytest.raises(ConfigError, match=f"the data do not fit the model in .*run: {message}; set these fields"):
-        evaluate.evaluate(config, tmp_path / "run", open_tiny(config), force=True)
-
-
-def test_data_with_other_identities_are_refused(drawn, workdir, tmp_path):
-    config = few(drawn)
-    shutil.copytree(workdir, tmp_path / "run")
-    spec = json.loads((workdir / "data_spec.json").read_text())
-    saved_spec(tmp_path / "run", pids=[pid + 100 for pid in spec["pids"]])
-    with pytest.raises(ConfigError, match=r"pids of the training data \(12: 101, 103, .*, \.\. -> 12: 1, 3, "):
-        evaluate.evaluate(config, tmp_path / "run", open_tiny(config))
-
-
-def test_a_workdir_of_an_older_version_gets_one_clear_sentence(drawn, workdir, tmp_path):
-    config = few(drawn)
-    shutil.copytree(workdir, tmp_path / "run")
-    (tmp_path / "run" / "data_spec.json").unlink()
-    with pytest.raises(ConfigError, match="run has no data_spec.json, as runs before version 0.2 have none; train it"):
-        evaluate.evaluate(config, tmp_path / "run", open_tiny(config))
 
 
 def test_captions_of_witnesses_are_evaluated_without_force(drawn_sysu, tmp_path):

@@ -1,114 +1,36 @@
-"""Scoring features of files: every protocol against loops from its definition, its draws, and what is refused."""
+"""Scoring features: every protocol against loops from its definition, its draws, and arrays that are refused."""
 
 import json
-import os
-import pickle
 import random
-import subprocess
-import sys
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from scored import (
+    DEFINITIONS,
+    GALLERY,
+    GF,
+    GPATHS,
+    QF,
+    QUERY,
+    SIDES,
+    arrays,
+    assert_same,
+    cosine,
+    euclidean,
+    loop,
+    rows,
+)
 
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics import galleries, ranking
 from jax_mmreid.metrics.rerank import rerank
-from jax_mmreid.tools import score as tool
 from jax_mmreid.tools.score import score
 
-ROOT = Path(__file__).parent.parent
-FPRS = {"TPR@1e-2": 0.01, "TPR@1e-3": 0.001, "TPR@1e-4": 0.0001}
-
-
-class Row(NamedTuple):
-    vector: tuple
-    pid: int
-    camid: int
-    view: int
-    path: str
-
-
-def rows(side, count, seed, cameras):
-    """Pictures of persons 3..7 with vectors of four times plus or minus 1: their unit rows and dot products are exact,
-    and equal distances are the rule."""
-    rng = np.random.default_rng(seed)
-    vectors = rng.choice([-1, 1], (count, 4)).tolist()
-    places = zip(rng.integers(3, 8, count).tolist(), rng.choice(cameras, count).tolist(), rng.integers(0, 3, count))
-    names = [f"{side}/{i:03d}.jpg" for i in rng.permutation(count)]
-    return [Row(tuple(v), pid, camid, int(view), name) for v, (pid, camid, view), name in zip(vectors, places, names)]
-
-
-def arrays(side):
-    """What a feature file holds of such rows."""
-    vectors, *numbers, paths = zip(*side)
-    numbers = dict(zip(("pids", "camids", "views"), map(np.array, numbers)))
-    return {"features": np.array(vectors, np.float32), **numbers, "paths": np.array(paths)}
+SMALL = dict(pids=np.array([1, 2]), camids=np.array([1, 2]))
 
 
 def lengthened(row, times):
     return row._replace(vector=tuple(times * x for x in row.vector))
-
-
-QUERY, GALLERY = rows("query", 17, 0, (3, 6)), rows("gallery", 53, 1, (1, 2, 4, 5))
-SIDES = arrays(QUERY), arrays(GALLERY)
-SMALL = dict(pids=np.array([1, 2]), camids=np.array([1, 2]))
-
-
-def same_camera(q, g):
-    return q.pid == g.pid and q.camid == g.camid
-
-
-# {protocol: (which gallery row is hidden from a query, whether the CMC counts identities)}
-DEFINITIONS = {
-    "rgbnt201": (same_camera, False),
-    "rgbnt100": (same_camera, False),
-    "market": (same_camera, False),
-    "msvr310": (lambda q, g: q.pid == g.pid and q.view == g.view, False),
-    "regdb": (lambda q, g: False, False),
-    "sysu_mm01": (lambda q, g: q.camid == 3 and g.camid == 2, True),
-    "llcm": (same_camera, True),
-}
-
-
-def cosine(q, g):
-    return -sum(a * b for a, b in zip(q.vector, g.vector)) / 4
-
-
-def euclidean(q, g):
-    return sum((a - b) ** 2 for a, b in zip(q.vector, g.vector))
-
-
-def loop(query, gallery, protocol, distance=cosine):
-    """The definitions, one query and one rank at a time."""
-    hidden, by_identity = DEFINITIONS[protocol]
-    aps, inps, firsts, matched, negatives = [], [], [], [], []
-    for q in query:
-        seen = sorted((distance(q, g), i) for i, g in enumerate(gallery) if not hidden(q, g))
-        hits = [rank for rank, (_, i) in enumerate(seen, 1) if gallery[i].pid == q.pid]
-        if not hits:
-            continue
-        aps.append(np.mean([n / rank for n, rank in enumerate(hits, 1)]))
-        inps.append(len(hits) / hits[-1])
-        ahead = [gallery[i].pid for _, i in seen[: hits[0] - 1]]
-        firsts.append(1 + len(set(ahead) if by_identity else ahead))
-        for dist, i in seen:
-            (matched if gallery[i].pid == q.pid else negatives).append(dist)
-    negatives.sort()
-    cmc = [np.mean([first <= rank for first in firsts]) for rank in range(1, 51)]
-    result = {"mAP": np.mean(aps), "mINP": np.mean(inps), "cmc": cmc, "num_valid": len(aps)}
-    result |= {f"rank{rank}": cmc[rank - 1] for rank in (1, 5, 10, 20)}
-    for name, rate in FPRS.items():
-        result[name] = np.mean([dist < negatives[int(rate * len(negatives))] for dist in matched])
-    return result
-
-
-def assert_same(got, *expected):
-    """Every number is the mean of what the loops say."""
-    for name in expected[0]:
-        values = np.mean([one[name] for one in expected], axis=0)
-        np.testing.assert_allclose(got[name], values, rtol=0, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("protocol", DEFINITIONS)
@@ -260,7 +182,6 @@ def set_row(x, row, value):
     return x
 
 
-QF, GF, GPATHS = SIDES[0]["features"], SIDES[1]["features"], SIDES[1]["paths"]
 BAD_ARRAYS = {
     "no features": (changed(0, features=None), "regdb", "no array 'features'; regdb needs features, pids, camids$"),
     "no cameras": (changed(1, camids=None), "market", "gallery: no array 'camids'"),
@@ -367,98 +288,3 @@ def test_options_that_cannot_be(options, message):
     with pytest.raises(ConfigError, match=message) as error:
         score(*SIDES, **dict(protocol="regdb") | options)
     assert "\n" not in str(error.value)
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """q.npz and g.npz in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    for name, side in zip("qg", SIDES):
-        np.savez(tmp_path / f"{name}.npz", **side, more=np.array([{}], object))  # other arrays are not read
-    return "--query=q.npz", "--gallery=g.npz"
-
-
-def test_the_command_prints_json_and_nothing_else(files, tmp_path):
-    command = [sys.executable, "-m", "jax_mmreid.tools.score", *files, "--protocol=msvr310", "--metric=euclidean"]
-    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}  # one device, where there are eight above
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    got = json.loads(done.stdout)
-    assert_same(got, loop(QUERY, GALLERY, "msvr310", euclidean))
-    assert got == score(*SIDES, "msvr310", metric="euclidean")
-
-
-def test_every_option_of_the_command(files, capsys):
-    options = ("--search=indoor", "--shots=10", "--trials=2", "--rerank", "--k1=5", "--lam=0.1")
-    assert tool.main([*files, "--protocol=sysu_mm01", *options]) == 0
-    got = json.loads(capsys.readouterr().out)
-    expected = score(*SIDES, "sysu_mm01", search="indoor", shots=10, trials=2, rerank=dict(k1=5, lam=0.1))
-    assert got == expected
-    assert [got["reranked"][name] for name in ("k1", "k2", "lam")] == [5, 6, 0.1]
-
-
-def test_a_file_that_is_named_twice_is_one(tmp_path, monkeypatch, capsys):
-    """Which is known without paths."""
-    monkeypatch.chdir(tmp_path)
-    np.savez("q.npz", **{key: x for key, x in SIDES[0].items() if key != "paths"})
-    for gallery in ([], ["--gallery=./q.npz"]):
-        code, line = refused(capsys, "--query=q.npz", *gallery, "--protocol=regdb")
-        assert code == 3 and "query: row 0 is a gallery row too" in line
-
-
-def refused(capsys, *argv):
-    """(exit code, the one line of the complaint)."""
-    code = tool.main(argv)
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("score: ") and err.count("\n") == 1
-    return code, err
-
-
-BROKEN = {
-    "absent": (None, "No such file"),
-    "no npz": (b"features", "cannot read bad.npz"),
-    "empty": (b"", "cannot read bad.npz"),
-    "a pickle": (pickle.dumps({"features": 1}), "cannot read bad.npz"),
-    "cut off": (lambda whole: whole[:300], "cannot read bad.npz"),
-    "damaged": (lambda whole: whole[:200] + b"\xff" * 9 + whole[209:], "cannot read bad.npz"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_files_that_cannot_be_read(case, files, tmp_path, capsys):
-    contents, message = BROKEN[case]
-    if callable(contents):
-        contents = contents((tmp_path / "q.npz").read_bytes())
-    if contents is not None:
-        (tmp_path / "bad.npz").write_bytes(contents)
-    for argv in (("--query=bad.npz", files[1]), (files[0], "--gallery=bad.npz")):
-        code, line = refused(capsys, *argv, "--protocol=regdb")
-        assert code == 3 and "cannot read bad.npz" in line and message in line
-        assert "expected an .npz of features, pids, camids, views, paths" in line
-
-
-def test_files_with_pickles_or_a_single_array(files, tmp_path, capsys):
-    np.savez(tmp_path / "bad.npz", **SIDES[0] | {"pids": SIDES[0]["pids"].astype(object)})
-    code, line = refused(capsys, "--query=bad.npz", files[1], "--protocol=regdb")
-    assert code == 3 and "cannot read bad.npz" in line and "allow_pickle=False" in line
-    np.save(tmp_path / "bad.npy", QF)
-    code, line = refused(capsys, "--query=bad.npy", files[1], "--protocol=regdb")
-    assert code == 3 and "cannot read bad.npy (a single array)" in line
-
-
-def test_a_damaged_file_that_is_compressed(files, tmp_path, capsys):
-    np.savez_compressed(tmp_path / "bad.npz", **SIDES[0])
-    whole = (tmp_path / "bad.npz").read_bytes()
-    (tmp_path / "bad.npz").write_bytes(whole[:60] + b"\xff" * 9 + whole[69:])
-    code, line = refused(capsys, "--query=bad.npz", files[1], "--protocol=regdb")
-    assert code == 3 and "cannot read bad.npz" in line
-
-
-def test_the_exit_codes_of_what_is_refused(files, capsys):
-    assert refused(capsys, *files, "--protocol=regdb", "--shots=10")[0] == 2
-    code, line = refused(capsys, *files, "--protocol=regdb", "--k2=3")
-    assert code == 2 and "--k2 belongs to --rerank" in line
-    assert refused(capsys, *files, "--protocol=regdb", "--rerank", "--k1=0")[0] == 2
-    with pytest.raises(SystemExit) as end:
-        tool.main([*files, "--protocol=rgbnt300"])
-    assert end.value.code == 2

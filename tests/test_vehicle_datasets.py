@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-import test_config
+import shapes_only
 from conftest import build, load_config, open_fields
 from PIL import Image
 
@@ -190,7 +190,7 @@ def test_rgbnt100_has_the_published_number_of_parameters(row, trained):
     data = describe(DataConfig.from_dict(config.data.to_dict()))
     exp = build(config, data, devices=jax.devices()[:1])
     assert (len(data.spec.pids), data.spec.cameras, data.spec.batch_size) == (50, tuple(range(1, 9)), 128)
-    assert test_config.count(exp.abstract.params) == trained
+    assert shapes_only.count(exp.abstract.params) == trained
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_recipe_for_vehicles(name, batch, warmup, junk):
     assert (config.data.identities, config.data.instances) == batch
     assert config.optim.schedule.warmup == warmup
     assert config.data.image_size == (128, 256) and config.model.template_kind == "vehicle"
-    assert test_config.build(config).abstract.params["structure"]["query"].shape == (8, 768)
+    assert shapes_only.build(config).abstract.params["structure"]["query"].shape == (8, 768)
     measured = [row for row in config.evals.values() if "mean_of" not in row]
     assert {(row.query.split, row.gallery.split, row.junk) for row in measured} == {("query", "gallery", junk)}
     assert load_config(name, "tower=vit_l14").data.image_size == (126, 252)

@@ -1,0 +1,62 @@
+"""A run that saves when a test tells it to, and what happens while its watcher sleeps, for tests of the watcher."""
+
+import json
+import time
+from types import SimpleNamespace
+
+from conftest import build, noise, open_tiny, tiny_config
+
+from jax_mmreid import evaluate, train, watch
+from jax_mmreid.checkpoint import Checkpoints
+
+
+def few(folder, **changes):
+    """A method without text and two rows of evaluation; `changes` as in tiny_config."""
+    config = tiny_config(folder, row="A", **changes)
+    with config.unlocked():
+        for name in set(config.evals) - {"full", "no_t"}:
+            del config.evals[name]
+    return config
+
+
+def opened(folder):
+    """(config, data, experiment)."""
+    config = few(folder)
+    data = open_tiny(config)
+    return config, data, build(config, data)
+
+
+class Run:
+    """A run that saves when a test tells it to; the weights of a step are a function of the step."""
+
+    def __init__(self, workdir, config, data, exp):
+        self.workdir, self.config, self.data, self.exp = workdir, config, data, exp
+        self.total = exp.phases[-1].stop
+
+    def init_workdir(self, config=None):
+        self.workdir.mkdir(parents=True)
+        train.init_workdir(self.workdir, config or self.config, self.data, self.exp.spec, fresh=True)
+
+    def save(self, *steps):
+        for step in steps:
+            with Checkpoints(self.workdir) as checkpoints:
+                checkpoints.save(step, noise(self.exp.abstract, seed=step), {})
+
+    def watch(self, config=None):
+        return watch.watch(config or self.config, self.workdir, lambda: self.data)
+
+    def evaluate(self):
+        return evaluate.evaluate(self.config, self.workdir, self.data)
+
+    def history(self):
+        return [json.loads(line) for line in (self.workdir / "eval" / "metrics.jsonl").read_text().splitlines()]
+
+    def results(self, name="results"):
+        return json.loads((self.workdir / f"{name}.json").read_text())
+
+
+def instead_of_sleep(monkeypatch):
+    """A list of what happens while the watcher sleeps, one entry each time; it may not sleep more often."""
+    script = []
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: script.pop(0)()))
+    return script
