@@ -1,63 +1,17 @@
-"""The losses against plain loops and PyTorch, and the laws of every masked loss."""
-
-import functools
+"""Cross-entropy and the prototype loss against plain loops and PyTorch, and the laws of every masked loss."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reduced_losses import LOSSES, PROTO, B, D, K, batch, proto_of, torch_value_and_grad
 
 from jax_mmreid.losses.contrastive import prototype_nce
 from jax_mmreid.losses.identity import cross_entropy
-from jax_mmreid.losses.triplet import batch_hard_triplet, weighted_triplet
+from jax_mmreid.losses.triplet import batch_hard_triplet
 from jax_mmreid.ops import masked, memory
 
-B, D, K = 11, 7, 5
-
-
-def proto_of(seed, missing=()):
-    proto = np.array(masked.unit(np.random.default_rng(seed).normal(size=(K, D))))
-    proto[list(missing)] = 0
-    return proto
-
-
-PROTO = proto_of(9, missing=[3])
-
-
-# name -> the batch loss of x [B,D], labels [B], where [B], as a method would reduce it
-def reduced_triplet(x, labels, where, margin=None):
-    loss, anchors = batch_hard_triplet(x, labels, margin=margin, where=where)
-    return masked.mean(loss, anchors)
-
-
-def reduced_weighted(x, labels, where):
-    loss, anchors = weighted_triplet(x, labels, where=where)
-    return masked.mean(loss, anchors)
-
-
-def reduced_cross_entropy(x, labels, where):
-    return masked.mean(cross_entropy(x, labels, where=where), where)
-
-
-def reduced_nce(x, labels, where):
-    valid = memory.valid(PROTO)
-    return masked.mean(prototype_nce(x, labels, PROTO, tau=0.05, valid=valid, where=where), where & valid[labels])
-
-
-LOSSES = {
-    "triplet": jax.jit(jax.value_and_grad(reduced_triplet)),
-    "margin": jax.jit(jax.value_and_grad(functools.partial(reduced_triplet, margin=0.3))),
-    "weighted": jax.jit(jax.value_and_grad(reduced_weighted)),
-    "cross_entropy": jax.jit(jax.value_and_grad(reduced_cross_entropy)),
-    "nce": jax.jit(jax.value_and_grad(reduced_nce)),
-}
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-
-
-def batch(seed, rows=B, present=0.7):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(rows, D)).astype(np.float32)
-    return x, rng.integers(0, K, rows).astype(np.int32), rng.random(rows) < present
 
 
 def loop_cross_entropy(logits, labels, smoothing):
@@ -66,19 +20,6 @@ def loop_cross_entropy(logits, labels, smoothing):
         log_p = z - np.log(np.exp(z).sum())
         out.append(sum(-((1 - smoothing) * (k == y) + smoothing / len(z)) * log_p[k] for k in range(len(z))))
     return np.array(out)
-
-
-def loop_triplet(x, labels, where, margin):
-    loss, counted = np.zeros(len(x)), np.zeros(len(x), bool)
-    x = np.asarray(x, np.float64)
-    for a in range(len(x)):
-        d = {j: max(np.linalg.norm(x[a] - x[j]), 1e-6) for j in range(len(x)) if where[j]}
-        negatives = [d[j] for j in d if labels[j] != labels[a]]
-        if where[a] and negatives:
-            gap = max(d[j] for j in d if labels[j] == labels[a]) - min(negatives)
-            loss[a] = np.log1p(np.exp(gap)) if margin is None else max(0, gap + margin)
-            counted[a] = True
-    return loss, counted
 
 
 def loop_nce(x, labels, proto, tau, valid, where):
@@ -99,80 +40,6 @@ def test_cross_entropy_equals_the_loop(seed, smoothing):
     np.testing.assert_allclose(cross_entropy(logits, labels, smoothing=smoothing), expected, rtol=1e-5)
     masked_loss = cross_entropy(logits, labels, smoothing=smoothing, where=where)
     np.testing.assert_allclose(masked_loss, expected * where, rtol=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("margin", [None, 0.3])
-def test_triplet_equals_the_loop(seed, margin):
-    x, labels, where = batch(seed, present=(seed % 5 + 1) / 5)
-    labels = labels % (seed % 4 + 1)  # a single identity has no negatives
-    loss, anchors = batch_hard_triplet(x, labels, margin=margin, where=where)
-    expected, counted = loop_triplet(x, labels, where, margin)
-    np.testing.assert_array_equal(anchors, counted)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_triplet_without_a_mask_uses_every_row():
-    x, labels, _ = batch(0)
-    for got, expected in zip(batch_hard_triplet(x, labels), batch_hard_triplet(x, labels, where=np.ones(B, bool))):
-        np.testing.assert_array_equal(got, expected)
-
-
-def test_an_anchor_without_other_positives_is_its_own_without_rounding_noise():
-    x = (1e3 * np.random.default_rng(0).normal(size=(13, 7))).astype(np.float32)
-    labels, margin = np.arange(13), 1e4
-    loss, anchors = batch_hard_triplet(x, labels, margin=margin)
-    assert anchors.all()
-    np.testing.assert_allclose(loss, loop_triplet(x, labels, anchors, margin)[0], rtol=2e-6)
-
-
-def loop_weighted(x, labels, where):
-    loss, counted = np.zeros(len(x)), np.zeros(len(x), bool)
-    x = np.asarray(x, np.float64)
-    for a in np.flatnonzero(where):
-        d = {j: max(np.linalg.norm(x[a] - x[j]), 1e-6) for j in range(len(x)) if where[j]}
-        positives = [d[j] for j in d if labels[j] == labels[a]]
-        negatives = [d[j] for j in d if labels[j] != labels[a]]
-        if negatives:
-            pull, push = np.exp(np.array(positives) - max(positives)), np.exp(-np.array(negatives))
-            gap = (pull @ positives) / (pull.sum() + 1e-6) - (push @ negatives) / (push.sum() + 1e-6)
-            loss[a], counted[a] = np.logaddexp(0, gap), True
-    return loss, counted
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_weighted_triplet_equals_the_loop(seed):
-    x, labels, where = batch(seed, present=(seed % 5 + 1) / 5)
-    x, labels = x * (seed + 1), labels % (seed % 4 + 1)
-    loss, anchors = weighted_triplet(x, labels, where=where)
-    expected, counted = loop_weighted(x, labels, where)
-    np.testing.assert_array_equal(anchors, counted)
-    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-6)
-
-
-# From the official code: scale -> loss, L2 norm of its gradient, gradient of the first number.
-WEIGHTED = {
-    0.5: (0.5878594517707825, 0.25913065671920776, -0.003360549919307232),
-    1: (0.6731505990028381, 0.2761705219745636, -0.004068554379045963),
-    5: (20.183486938476562, 0.7824017405509949, -0.01799669861793518),
-    20: (81.5811767578125, 0.7071061134338379, -0.017545105889439583),
-}
-
-
-@pytest.mark.parametrize("scale", WEIGHTED)
-def test_weighted_triplet_equals_the_official_code(scale):
-    """At scale 5 a softmax over the negatives would give 0.88."""
-    i, j = np.ogrid[:8, :16]
-    x = (scale * np.sin(0.37 * (i + 1) * (j + 1) + 0.11 * (j + 1))).astype(np.float32)
-    loss, grad = LOSSES["weighted"](x, np.arange(8) // 2, np.ones(8, bool))
-    np.testing.assert_allclose((loss, np.linalg.norm(grad), grad[0, 0]), WEIGHTED[scale], rtol=1e-4)
-
-
-def test_weighted_triplet_is_finite_at_large_distances():
-    x = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
-    for scale in (100, 1e4):
-        loss, grad = LOSSES["weighted"](scale * x, np.arange(8) // 2, np.ones(8, bool))
-        assert loss > 90 and np.isfinite(loss) and np.isfinite(grad).all()
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -282,13 +149,6 @@ def test_losses_of_bfloat16_features_are_float32():
 # PyTorch, value and gradient
 
 
-def torch_value_and_grad(torch, f, x):
-    x = torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True)
-    value = f(x)
-    value.backward()
-    return value.item(), x.grad.numpy()
-
-
 @pytest.mark.reference
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_equals_pytorch(torch, smoothing):
@@ -303,30 +163,6 @@ def test_cross_entropy_equals_pytorch(torch, smoothing):
 
     for a, b in zip(jax.value_and_grad(ours)(x), expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.reference
-@pytest.mark.parametrize("margin", [None, 0.3])
-@pytest.mark.parametrize("seed", range(5))
-def test_triplet_equals_pytorch_on_the_rows_that_exist(torch, seed, margin):
-    x, labels, where = batch(seed)
-    y = torch.tensor(labels[where])
-
-    def reference(x):
-        x = x[torch.tensor(where)]
-        square = x.pow(2).sum(1)
-        dist = (square[:, None] + square[None, :] - 2 * x @ x.T).clamp(min=1e-12).sqrt()
-        same = y[:, None] == y[None, :]
-        positive = dist.masked_fill(~same, -1).max(dim=1).values
-        negative = dist.masked_fill(same, torch.inf).min(dim=1).values
-        if margin is None:
-            return torch.nn.functional.soft_margin_loss(negative - positive, torch.ones(len(y)))
-        return torch.nn.functional.margin_ranking_loss(negative, positive, torch.ones(len(y)), margin=margin)
-
-    expected = torch_value_and_grad(torch, reference, x)
-    ours = LOSSES["triplet" if margin is None else "margin"](x, labels, where)
-    for a, b in zip(ours, expected):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.reference
