@@ -59,6 +59,11 @@ class OpenedData:
         pictures = dict(zip(self.spec.modalities, split.present.T))
         return pictures if split.captions is None else pictures | split.captions.present
 
+    def text_length(self, name: str) -> int:
+        """L of the captions of a split, 0 without captions."""
+        captions = self._find(name).split.captions
+        return 0 if captions is None else captions.ids.shape[1]
+
     def columns(self, name: str) -> dict[str, np.ndarray]:
         """pid, camid and view of the rows of a split, each [N] int32."""
         records = self._find(name).split.records

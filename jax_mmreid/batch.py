@@ -32,7 +32,7 @@ are of the picture of the first modality.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -116,6 +116,9 @@ class Data(Protocol):
         and "text", True where a row has all of these. Raises ConfigError for a split that does not exist.
         """
 
+    def text_length(self, name: str) -> int:
+        """L of the captions of a split, 0 without captions; raises ConfigError for a split that does not exist."""
+
     def columns(self, name: str) -> dict[str, np.ndarray]:
         """pid, camid and view of the rows of a split as the dataset numbers them, each [N] int32."""
 
@@ -132,6 +135,15 @@ class Data(Protocol):
 def has_caption(ids):
     """Which captions have tokens, [...,L] ids -> [...] bool: in an empty one the end follows the start at once."""
     return ids.argmax(axis=-1) > 1
+
+
+def one_row(spec: DataSpec, images: Collection[str], text: Collection[str] = (), text_length: int = 2) -> Batch:
+    """A blank row with pictures and captions of these modalities, as `Method.encode` gets it: B=1, for shapes."""
+    present = {*images, *(f"text/{m}" for m in text), *(["text"] if text else [])}
+    batch = {"images": {m: np.zeros((1, *spec.image_size, 3), np.float32) for m in images}}
+    batch |= {"text": {m: np.zeros((1, text_length), np.int32) for m in text}} if text else {}
+    batch |= {name: np.zeros(1, np.int32) for name in ("pid", "camid", "view", "index")}
+    return batch | {"present": {name: np.ones(1, bool) for name in present}, "valid": np.ones(1, bool)}
 
 
 def check(batch: Batch) -> Batch:

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jax_mmreid import optim, sharding
-from jax_mmreid.batch import Batch, Data, DataSpec
+from jax_mmreid.batch import Data, DataSpec, one_row
 from jax_mmreid.config import RANGES, ConfigDict, find, numeric_fields
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.methods import Method, read_fields
@@ -77,7 +77,7 @@ def build(
     phases = _phases(config, spec, method)
 
     def init(rng: Array) -> TrainState:
-        variables = method.init(rng, _example(spec))
+        variables = method.init(rng, one_row(spec, spec.modalities))
         params, frozen = optim.split_frozen(variables.pop("params"), config.optim.rules)
         opt_state = phases[0].tx.init(params)
         step = jnp.zeros((), jnp.int32)
@@ -108,10 +108,3 @@ def _phases(config: ConfigDict, spec: DataSpec, method: Method) -> tuple[Phase, 
         rates = {group: schedules[group] for group in groups}
         phases.append(Phase(first, last, method.with_options(changes, "config.phases"), tx, rates))
     return tuple(phases)
-
-
-def _example(spec: DataSpec) -> Batch:
-    """A blank batch of one row, for shapes."""
-    images = {m: jnp.zeros((1, *spec.image_size, 3)) for m in spec.modalities}
-    present = {m: jnp.ones(1, bool) for m in spec.modalities}
-    return {"images": images, "present": present} | {key: jnp.zeros(1, jnp.int32) for key in ("camid", "index")}

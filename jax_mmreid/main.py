@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad config, 3 bad data, 4 non-finite loss, 75 preempted an
 this project and shows a traceback.
 """
 
+import argparse
 import logging
 import signal
 import sys
@@ -90,6 +91,16 @@ def parse(argv: list[str]) -> list[str]:
     except ConfigError as error:
         sys.exit(_fail(error))
     return [program, *overrides]
+
+
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, argv: list[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of a driver of runs, and the overrides, `field=value`; anything else ends the program."""
+    arguments, rest = parser.parse_known_args(argv)
+    if unknown := [part for part in rest if not part.startswith(OVERRIDE)]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments, [part.removeprefix(OVERRIDE) for part in rest]
 
 
 def _check_flags(rest: list[str]) -> None:

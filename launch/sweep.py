@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jax_mmreid import run
 from jax_mmreid.config_file import load_config
-from jax_mmreid.main import OVERRIDE, run_as_command
+from jax_mmreid.main import OVERRIDE, parse_with_overrides, run_as_command
 from jax_mmreid.report import compare
 
 
@@ -30,13 +30,12 @@ def varied(text: str) -> list[str]:
     return [f"{name}={value}" for value in re.split(r",(?![^()\[\]]*[)\]])", values)]
 
 
-def job(config: str, workdir: Path, chosen: tuple[str, ...], seed: int | None, fields: list[str]) -> run.Job:
-    """One run: the config file's argument and fields with what was chosen, and its folder."""
+def job(config: str, workdir: Path, chosen: tuple[str, ...], seed: int | None, overrides: list[str]) -> run.Job:
+    """One run: the config file's argument and overrides with what was chosen, and its folder."""
     file, _, given = config.partition(":")
     arguments = [part for part in (*given.split(","), *chosen) if part and not part.startswith("--")]
-    fields = [*fields, *(part for part in chosen if part.startswith("--"))]
-    overrides = [f"seed={seed}"] if seed is not None else []
-    overrides += [field.removeprefix(OVERRIDE) for field in fields]
+    overrides = [f"seed={seed}"] * (seed is not None) + overrides
+    overrides += [part.removeprefix(OVERRIDE) for part in chosen if part.startswith("--")]
     name = ",".join(part.removeprefix(OVERRIDE).replace("/", "-") for part in chosen)
     folder = workdir / name / (f"seed{seed}" if seed is not None else "")
     return run.Job(load_config(":".join(filter(None, (file, ",".join(arguments)))), overrides), folder)
@@ -50,15 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--vary", type=varied, action="append", default=[], metavar="NAME=VALUE,VALUE")
     parser.add_argument("--seeds", type=compare.numbers, default=[None])
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, overrides = parse_with_overrides(parser, argv)
     if not arguments.vary and arguments.seeds == [None]:
         parser.error("nothing to vary: give --vary or --seeds")
-    if unknown := [part for part in rest if not part.startswith(OVERRIDE)]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
 
     def sweep() -> None:
         combinations = list(itertools.product(*arguments.vary, arguments.seeds))
-        jobs = [job(arguments.config, arguments.workdir, chosen, seed, rest) for *chosen, seed in combinations]
+        jobs = [job(arguments.config, arguments.workdir, chosen, seed, overrides) for *chosen, seed in combinations]
         run.chain(jobs)
         print(compare.write([one.workdir for one in jobs], arguments.workdir), end="")
 

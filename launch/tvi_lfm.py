@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jax_mmreid import run
 from jax_mmreid.config_file import load_config
-from jax_mmreid.main import OVERRIDE, run_as_command
+from jax_mmreid.main import parse_with_overrides, run_as_command
 from jax_mmreid.report import compare
 
 STAGES = ("base", "lfm")
@@ -43,10 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--init", default="")
     parser.add_argument("--trials", type=compare.numbers, default=[None])
     parser.add_argument("--seeds", type=compare.numbers, default=[None])
-    arguments, rest = parser.parse_known_args(argv)
-    if unknown := [part for part in rest if not part.startswith(OVERRIDE)]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    arguments.overrides = [part.removeprefix(OVERRIDE) for part in rest]
+    arguments, arguments.overrides = parse_with_overrides(parser, argv)
 
     def both_stages() -> None:
         jobs = []

@@ -26,6 +26,7 @@ import pytest
 from input_pipeline import DataConfig, MissingConfig, open_data
 from jax_mmreid import experiment
 from jax_mmreid.config import ConfigDict
+from jax_mmreid.metrics import protocols
 from jax_mmreid.recipes.clip import clip
 from jax_mmreid.recipes.miss_reid import miss_reid
 from jax_mmreid.recipes.tvi_lfm import tvi_lfm
@@ -72,9 +73,8 @@ def drawn_sysu(tmp_path_factory):
 
 def tiny_tvi_config(folder, stage="lfm", row="full", **changes) -> ConfigDict:
     """TVI-LFM with every part in place and every axis small; `changes` override dotted fields."""
-    gallery = dict(split="gallery", use=("rgb",), draw=dict(cameras=(1, 2, 4, 5), shots=1))
-    protocols = {"all": dict(gallery=gallery, trials=3, junk="sysu_cameras", cmc="identity")}
-    config = tvi_lfm("synthetic", protocols, stage=stage, row=row, epochs=2, lr_visual=1e-3, lr_text=1e-3)
+    whole = protocols.row("sysu_mm01", dict(split="gallery", use=("rgb",))) | dict(trials=3)
+    config = tvi_lfm("synthetic", {"all": whole}, stage=stage, row=row, epochs=2, lr_visual=1e-3, lr_text=1e-3)
     config.data.data_dir = str(folder)
     drawn = dict(layout="sysu_mm01", seed=0, num_train_ids=10, num_test_ids=4, images_per_camera=1, height=32)
     config.data.options.update(drawn)

@@ -202,3 +202,13 @@ def test_one_picture_per_identity_is_enough(tmp_path):
 def test_settings_that_contradict_each_other_are_refused(drawn, changes, message):
     with pytest.raises(ConfigError, match=message):
         start(tiny_clip_config(drawn, **changes))
+
+
+def test_test_captions_longer_than_the_text_tower_are_refused_before_training(drawn, monkeypatch):
+    config = tiny_clip_config(drawn)
+    exp, data, _ = start(config)
+    train.check_evals(config, exp, data)
+    monkeypatch.setattr(type(data), "text_length", lambda data, name: 61)
+    message = "captions of 61 tokens are longer than config.model.text.context=60; lower config.data.text.context"
+    with pytest.raises(ConfigError, match=message):
+        train.check_evals(config, exp, data)

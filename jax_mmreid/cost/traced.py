@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import Array
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from jax_mmreid import experiment
-from jax_mmreid.batch import Batch, DataSpec
+from jax_mmreid.batch import Batch, DataSpec, one_row
 from jax_mmreid.config import ConfigDict, config_hash
 from jax_mmreid.cost import published
 from jax_mmreid.methods import Method
@@ -61,7 +60,8 @@ def plan(
     def program(variables: dict, batch: Batch) -> Array:
         return method.embed(variables, method.encode(variables, batch), use)
 
-    jaxpr = jax.make_jaxpr(program)(state.variables, _sample(spec)).jaxpr
+    sample = one_row(spec, spec.modalities, spec.text, spec.text_length)
+    jaxpr = jax.make_jaxpr(program)(state.variables, sample).jaxpr
     min_macs, max_macs = (_by_part(multiply_adds(jaxpr, choose), method) for choose in (min, max))
     paths = method.published_parts(tuple(spec.image_size))
     published_macs = _top({path: published.multiply_adds(part) for path, part in paths.items()})
@@ -137,18 +137,6 @@ def _convolution(eqn: JaxprEqn) -> int:
 
 
 _OPERATIONS = {"dot_general": _dot_general, "conv_general_dilated": _convolution}
-
-
-def _sample(spec: DataSpec) -> Batch:
-    """The shapes of one row as evaluation passes it to `encode`."""
-    number, flag = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1,), bool)
-    image = jax.ShapeDtypeStruct((1, *spec.image_size, 3), jnp.float32)
-    batch = {"images": dict.fromkeys(spec.modalities, image), "present": dict.fromkeys(spec.modalities, flag)}
-    if spec.text:
-        captions = jax.ShapeDtypeStruct((1, spec.text_length), jnp.int32)
-        batch["text"] = dict.fromkeys(spec.text, captions)
-        batch["present"] |= dict.fromkeys(("text", *(f"text/{m}" for m in spec.text)), flag)
-    return batch | dict.fromkeys(("pid", "camid", "view", "index"), number) | {"valid": flag}
 
 
 def _sizes(tree: Any) -> dict[str, int]:

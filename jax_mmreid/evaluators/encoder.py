@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_mmreid import distributed
-from jax_mmreid.batch import Batch, Data, has_caption
+from jax_mmreid.batch import Batch, Data, has_caption, one_row
 from jax_mmreid.errors import DataError
 from jax_mmreid.evaluators import TEXT, Use
 from jax_mmreid.methods import Features, Method
@@ -219,18 +219,13 @@ def _rows(tree: Any) -> int:
     return len(jax.tree.leaves(tree)[0])
 
 
-def abstract_batch(split: str, names: Collection[str], data: Data) -> Batch:
-    """The shapes of one row as `method.encode` gets it from a split of which the rows use these names."""
-    spec, there = data.spec, data.present(split)
-    image = jax.ShapeDtypeStruct((1, *spec.image_size, 3), np.float32)
-    flag, number = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (bool, np.int32))
-    ids = jax.ShapeDtypeStruct((1, max(spec.text_length, 2)), np.int32)
-    images = {m: image for m in spec.modalities if m in names and there[m].any()}
+def one_row_of(split: str, names: Collection[str], data: Data) -> Batch:
+    """A blank row as `method.encode` gets it from a split of which the rows of `config.evals` use these names."""
+    there = data.present(split)
+    images = [m for m in data.spec.modalities if m in names and there[m].any()]
     captioned = [key.removeprefix(f"{TEXT}/") for key in there if key.startswith(f"{TEXT}/")]
-    text = {m: ids for m in captioned if TEXT in names or f"{TEXT}/{m}" in names}
-    present = dict.fromkeys([*images, *(f"{TEXT}/{m}" for m in text), *([TEXT] if text else [])], flag)
-    batch = {"images": images, "present": present, "valid": flag} | dict.fromkeys(NUMBERS, number)
-    return batch | ({"text": text} if text else {})
+    text = [m for m in captioned if TEXT in names or f"{TEXT}/{m}" in names]
+    return one_row(data.spec, images, text, data.text_length(split))
 
 
 def _only(batch: Batch, names: Collection[str]) -> Batch:

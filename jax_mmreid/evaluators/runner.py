@@ -22,7 +22,7 @@ from jax_mmreid import evaluators
 from jax_mmreid.batch import Data
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators import LABELS, Evaluator, Result, check_keys
-from jax_mmreid.evaluators.encoder import Encoder, Level, abstract_batch
+from jax_mmreid.evaluators.encoder import Encoder, Level, one_row_of
 from jax_mmreid.evaluators.retrieval import Retrieval
 from jax_mmreid.methods import Method
 
@@ -57,8 +57,7 @@ def check_method(rows: Rows, method: Method, variables: Any, data: Data) -> None
         for split, use in evaluator.uses():
             uses.setdefault(split, set()).update(use)
     features = {
-        split: jax.eval_shape(method.encode, variables, abstract_batch(split, names, data))
-        for split, names in uses.items()
+        split: jax.eval_shape(method.encode, variables, one_row_of(split, names, data)) for split, names in uses.items()
     }
     done = set()
     for name, evaluator in measured.items():

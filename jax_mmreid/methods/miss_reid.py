@@ -294,12 +294,14 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
     queries = {key: x for key, x in dataclasses.asdict(config.structure).items() if key != "tokens"}
     language = prototypes = None
     if config.ldmmc:
+        if spec.vocab and tokenize is None:
+            raise ValueError("the data have a vocabulary: `tokenize` is needed to write the sentence with it")
         sentence = template(
             config.template_kind,
             prompts=config.prompts,
             period=config.period,
             length=config.text_len,
-            tokenize=tokenize if spec.vocab else None,
+            tokenize=tokenize if spec.vocab else None,  # None: CLIP's own ids
         )
         needed = dict(vocab=max(sentence.ids) + 1, context=len(sentence.ids))
         towers.check_reader(config.text, "the sentence of the text features", **needed)

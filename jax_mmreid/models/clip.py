@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jax_mmreid.errors import ConfigError
+
 
 def quick_gelu(x: Array) -> Array:
     """x * sigmoid(1.702 x), CLIP's activation."""
@@ -203,11 +205,17 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(self, embeddings: Array, end: Array | int) -> Array:
-        """The feature at token `end` of each row: embeddings [B,L,width] with L <= context -> [B,dim].
+        """The feature at token `end` of each row: embeddings [B,L,width] -> [B,dim].
 
-        Attention is causal, so tokens after `end` have no influence and may be left out.
+        Attention is causal, so tokens after `end` have no influence and may be left out. Raises ConfigError if L is
+        more than `context`.
         """
         length = embeddings.shape[-2]
+        if length > self.context:
+            raise ConfigError(
+                f"captions of {length} tokens are longer than config.model.text.context={self.context}; lower "
+                "config.data.text.context"
+            )
         x = (embeddings + self.position_embedding[:length]).astype(self.dtype)
         x = run_blocks(self, x, causal=True)
         x = LayerNorm(name="ln_final")(x[jnp.arange(x.shape[0]), end])  # only the end token is projected
