@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 
 from jax_mmreid.batch import Batch, DataSpec, has_caption
 from jax_mmreid.errors import ConfigError
-from jax_mmreid.evaluators import encoder
+from jax_mmreid.evaluators import programs
+from jax_mmreid.evaluators.programs import COMMON_OR_AVAILABLE, EMBED
 from jax_mmreid.methods import Features, Method
+from jax_mmreid.metrics.similarity import Packing, Parts, unpack
 from jax_mmreid.sharding import to_global
 
 UNKNOWN_CAMERA = -1  # the number of no camera, so that a picture gets no camera embedding
@@ -44,7 +46,7 @@ class TrainedModel:
         camids: Sequence[int] | None = None,
         captions: Mapping[str, Sequence[str]] | None = None,
     ) -> Features:
-        """Runs every tower once; returns the method's features, padded to whole parts, and "rows", their number B.
+        """Runs every tower once; returns features for `embed` and `parts`, which may be called several times.
 
         `images` {modality: B pictures}, each a path, pixels [h,w,3] uint8 of any size, or None where it is missing; an
         array [B,h,w,3] is B pictures. `camids` are B camera numbers; a number that training has not seen, and the
@@ -57,8 +59,8 @@ class TrainedModel:
         batch = jax.tree.map(lambda x: _pad(x, self._padded(rows)), batch)
         settings = dict(method=self.method, devices=self.mesh.shape["data"], part_rows=self.part_rows)
         batch = to_global(batch, self.mesh)
-        features = encoder.encode(self.variables, batch, mean=self.spec.mean, std=self.spec.std, **settings)
-        return {"rows": rows, "features": features}
+        features = programs.encode(self.variables, batch, mean=self.spec.mean, std=self.spec.std, **settings)
+        return {"rows": rows, "present": tuple(batch["present"]), "features": features}
 
     def embed(self, features: Features, use: Sequence[str] | None = None) -> np.ndarray:
         """Unit vectors [B,D] float32 of what `encode` returned, by cosine comparable with each other.
@@ -66,15 +68,27 @@ class TrainedModel:
         `use` names the modalities that count, as in an evaluation row (("rgb", "tir"), ("ir", "text")); by default all
         that the model has. Raises ConfigError for a combination of which the method has no vector.
         """
-        use = tuple(self.spec.modalities if use is None else use)
+        return self._vectors(features, tuple(self.spec.modalities if use is None else use), EMBED)[0]
+
+    def parts(self, features: Features) -> Parts:
+        """What `encode` returned, by modality, so that rows may differ in what they have (`metrics.similarity`).
+
+        numpy arrays: parts [B,M,D] of the modalities `method.modalities`, present [B,M], and as fallback [B,F] the
+        vectors of everything that each row has, captions included.
+        """
+        captions = ("text",) if "text" in features["present"] else ()
+        return unpack(*self._vectors(features, (*self.spec.modalities, *captions), COMMON_OR_AVAILABLE))
+
+    def _vectors(self, features: Features, use: tuple[str, ...], form: str) -> tuple[np.ndarray, Packing | None]:
         settings = dict(devices=self.mesh.shape["data"], part_rows=self.part_rows)
         rows, features = features["rows"], features["features"]
         imputer = self.method.imputer(use)
         if imputer is not None:
             used = jnp.array([m in use for m in self.spec.modalities])
-            features = encoder.impute(self.variables, features, used, method=imputer, **settings)
-        vectors = encoder.embed(self.variables, features, method=self.method, use=use, **settings)
-        return np.asarray(vectors)[:rows]
+            features = programs.impute(self.variables, features, used, method=imputer, **settings)
+        vectors = programs.embed(self.variables, features, method=self.method, use=use, form=form, **settings)
+        packing = programs.packing_of(self.method, self.variables, features, use, form)
+        return np.asarray(vectors)[:rows], packing
 
     def _count(self, images: dict, captions: dict, camids: Sequence[int] | None) -> int:
         """The number of rows B; raises ConfigError for names that the model does not know and for unequal lengths."""

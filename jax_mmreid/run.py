@@ -32,7 +32,7 @@ from jax_mmreid.batch import DataSpec
 from jax_mmreid.config import ConfigDict, config_hash, evals_hash, from_json, require_same
 from jax_mmreid.cost import traced
 from jax_mmreid.errors import ConfigError
-from jax_mmreid.evaluators.encoder import rows_at_once
+from jax_mmreid.evaluators.programs import rows_at_once
 from jax_mmreid.inference import TrainedModel
 
 log = logging.getLogger(__name__)

@@ -50,7 +50,7 @@ def counts(monkeypatch):
     return seen
 
 
-STATIC = ("method", "devices", "part_rows", "use", "mean", "std")
+STATIC = ("method", "devices", "part_rows", "use", "form", "mean", "std")
 LEVELS = dict(mean=0.5, std=0.5)
 
 
@@ -111,7 +111,7 @@ def test_what_is_imputed_apart_is_what_embed_makes_at_once(model, imputation, us
     for other in ("text", "alone", "zero"):  # what others left behind changes nothing
         encoder.vectors("test", use, {"imputation": other})
     changed = dataclasses.replace(method, imputation=imputation)
-    once = [changed.embed(variables, features, use) for features in encoder._encoded("test").features]
+    once = [changed.embed(variables, features, use) for features in encoder._encoded(encoding.Side("test", ())).features]
     found = encoder.fetch(encoder.vectors("test", use, {"imputation": imputation}))
     np.testing.assert_allclose(found, np.concatenate(once), atol=1e-6)
 
@@ -168,7 +168,7 @@ def test_what_an_encoder_holds_goes_with_it(model):
     encoder = encoding.Encoder(method, variables, data, mesh, **LEVELS, uses=[("test", MODALITIES)])
     found = encoder.vectors("test", ("rgb",), {})
     arrays = [weakref.ref(x) for x in (jax.tree.leaves(variables)[0], found.array, encoder)]
-    arrays += [weakref.ref(x) for x in jax.tree.leaves(encoder._encoded("test").features)]
+    arrays += [weakref.ref(x) for x in jax.tree.leaves(encoder._encoded(encoding.Side("test", ())).features)]
     gc.collect()
     gc.disable()
     try:

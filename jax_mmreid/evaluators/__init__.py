@@ -5,11 +5,15 @@ The field `kind` of a row of `config.evals` names the module; `runner` finds it,
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, ClassVar
+import functools
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
 
 from jax_mmreid.batch import Data
 from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.methods import Features, Method
 
 if TYPE_CHECKING:
     from jax_mmreid.evaluators.encoder import Encoder
@@ -37,6 +41,16 @@ class Evaluator:
     def uses(self) -> list[tuple[str, Use]]:
         """[(split, what the row reads of it)]; nothing else is decoded and encoded."""
         raise NotImplementedError
+
+    def check_method(self, method: Method, variables: Any, features: Mapping[str, Features]) -> None:
+        """Raises ConfigError if the method has no vector that the row needs, as far as shapes tell; no tower runs.
+
+        `variables` and `features`, those of `encode` by split, may be shapes.
+        """
+        method = method.with_options(self.row.get("options", {}), "options")
+        for split, use in self.uses():
+            method.imputer(use)  # raises for a `use` that the method does not know
+            jax.eval_shape(functools.partial(method.embed, use=use), variables, features[split])
 
     def run(self, encoder: "Encoder") -> Result:
         """The metrics, and "protocol" and "feature" in words; "note" for what a table has no room for.

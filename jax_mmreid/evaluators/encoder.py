@@ -5,33 +5,45 @@ for every subset of modalities that a row allows; rows that use the same of a sp
 vectors stay on the devices as long as they fit there, see `KEPT_BYTES`.
 """
 
-import functools
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_mmreid import distributed
 from jax_mmreid.batch import Batch, Data, has_caption, one_row
 from jax_mmreid.errors import DataError
 from jax_mmreid.evaluators import TEXT, Use
+from jax_mmreid.evaluators.programs import (
+    COMMON,
+    EMBED,
+    PARTS,
+    Level,
+    count_rows,
+    embed,
+    encode,
+    impute,
+    packing_of,
+    rows_at_once,
+)
 from jax_mmreid.methods import Features, Method
-from jax_mmreid.metrics import vectors
+from jax_mmreid.metrics import galleries, vectors
 from jax_mmreid.metrics.vectors import Vectors
-from jax_mmreid.ops import augment
 from jax_mmreid.sharding import replicated, to_global
 
-Level = float | tuple[float, ...]  # of a picture's channels: one number or one each
-
-# A batch goes through a tower in so many parts, one after the other on one device, side by side on several. A tower
-# that always sees the same number of rows rounds in the same way, so results are equal on 1, 2, 4 and 8 devices.
-PARTS = 8
 KEPT_BYTES = 1 << 30  # of features and vectors on a device, in one evaluation; what goes beyond is kept on the host
 NUMBERS = ("pid", "camid", "view", "index")
+
+
+class Side(NamedTuple):
+    """What a row of `config.evals` compares on one side."""
+
+    split: str
+    use: Use
+    mixed: int | None = None  # seed of the random subset of its pictures that each row shows; None: all of them
 
 
 class Encoded(NamedTuple):
@@ -67,20 +79,24 @@ class Encoder:
         self._room = KEPT_BYTES
         self._splits, self._imputed, self._vectors = {}, {}, {}
 
-    def vectors(self, split: str, use: Use, options: dict) -> Vectors:
+    def vectors(self, split: str, use: Use, options: dict, *, mixed: int | None = None, form: str = EMBED) -> Vectors:
         """The vectors of the n rows of a split from what they have of `use`, with options of the method changed.
 
-        Raises ConfigError for options that the method does not have, and a `use` that it has no vector of.
+        With `mixed`, a seed, from a random subset of that; in one of the FORMS of `programs`. Raises ConfigError for
+        options that the method does not have, and a `use` that it has no vector of.
         """
-        key = self.method.with_options(options, "options"), split, tuple(use)
+        method = self.method.with_options(options, "options")
+        side = Side(split, tuple(use), mixed)
+        key = method, side, form
         if key not in self._vectors:
-            features, valid = self._features(*key), self._encoded(split).valid
-            self._vectors[key] = self._embed(features, valid, method=key[0], use=key[2])
+            encoded = self._encoded(side)
+            features = encoded.features if form == COMMON else self._features(method, side)
+            self._vectors[key] = self._embed(features, encoded.valid, method=method, use=side.use, form=form)
         return self._vectors[key]
 
     def captions(self, split: str, modality: str) -> np.ndarray:
         """Ids [n,L] of the captions of a modality that `check_use` has found to exist."""
-        return self._encoded(split).captions[modality]
+        return self._encoded(Side(split, ())).captions[modality]
 
     def sentences(self, ids: np.ndarray, modality: str) -> np.ndarray:
         """Vectors [C,D] of sentences ids [C,L] that describe pictures of `modality`."""
@@ -92,11 +108,16 @@ class Encoder:
         """Vectors [n,D] on the host."""
         return jax.device_get(found.local(self.mesh))
 
-    def _encoded(self, split: str) -> Encoded:
-        if split not in self._splits:
-            batches = (_only(batch, self._uses[split]) for batch in self.data.split(split))
-            self._splits[split] = self._encode(batches)
-        return self._splits[split]
+    def _encoded(self, side: Side) -> Encoded:
+        """The split of a side; without `mixed` all rows of `config.evals` share it, whatever they use."""
+        key = side if side.mixed is not None else side.split
+        if key not in self._splits:
+            batches = (_only(batch, self._uses[side.split]) for batch in self.data.split(side.split))
+            if side.mixed is not None:
+                shown = shown_pictures(side, self.data)
+                batches = (_show(batch, shown) for batch in batches)
+            self._splits[key] = self._encode(batches)
+        return self._splits[key]
 
     def _encode(self, batches: Iterable[Batch]) -> Encoded:
         features, valid, captions = [], [], []
@@ -110,29 +131,35 @@ class Encoder:
             captions.append({name: x[keep] for name, x in ids.items()})
         return Encoded(features, valid, jax.tree.map(lambda *parts: np.concatenate(parts), *captions))
 
-    def _features(self, method: Method, split: str, use: Use) -> list[Features]:
-        """The features of a split, with what is imputed for those that `use` leaves out if the method imputes."""
-        imputer = method.imputer(use)
+    def _features(self, method: Method, side: Side) -> list[Features]:
+        """The features of a side, with what is imputed for those that its `use` leaves out if the method imputes."""
+        imputer = method.imputer(side.use)
         if imputer is None:
-            return self._encoded(split).features
-        key = imputer, split, use
+            return self._encoded(side).features
+        key = imputer, side
         if key not in self._imputed:
-            used = jax.device_put(np.array([m in use for m in self.data.spec.modalities]), replicated(self.mesh))
+            used = np.array([m in side.use for m in self.data.spec.modalities])
+            used = jax.device_put(used, replicated(self.mesh))
             self._imputed[key] = [
-                self._keep(impute(self.variables, self._spread(x), used, method=imputer, **self._settings(_rows(x))))
-                for x in self._encoded(split).features
+                self._keep(
+                    impute(self.variables, self._spread(x), used, method=imputer, **self._settings(count_rows(x)))
+                )
+                for x in self._encoded(side).features
             ]
         return self._imputed[key]
 
-    def _embed(self, features: list[Features], valid: list[np.ndarray], *, method: Method, use: Use) -> Vectors:
-        found, fits = [], True
+    def _embed(
+        self, features: list[Features], valid: list[np.ndarray], *, method: Method, use: Use, form: str = EMBED
+    ) -> Vectors:
+        found, fits, static = [], True, dict(method=method, use=use, form=form)
         for x in features:
-            one = embed(self.variables, self._spread(x), method=method, use=use, **self._settings(_rows(x)))
+            one = embed(self.variables, self._spread(x), **static, **self._settings(count_rows(x)))
             fits = fits and (bool(found) or self._take_room(one, len(features)))
             found.append(one if fits else distributed.gather(one))
+        packing = packing_of(method, self.variables, features[0], use, form)
         if fits:
-            return vectors.on_devices([self._spread(x) for x in found], valid, self.mesh)
-        return vectors.on_host(np.concatenate([x[keep] for x, keep in zip(found, valid)]))
+            return vectors.on_devices([self._spread(x) for x in found], valid, self.mesh, packing)
+        return vectors.on_host(np.concatenate([x[keep] for x, keep in zip(found, valid)]), packing)
 
     def _settings(self, rows: int) -> dict:
         devices = self.mesh.shape["data"]
@@ -154,11 +181,6 @@ class Encoder:
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("data")))
 
 
-def rows_at_once(rows: int, devices: int) -> int:
-    """How many of the rows of a batch on so many devices a tower sees at once."""
-    return rows // PARTS if rows % PARTS == PARTS % devices == 0 else rows // devices
-
-
 def check_vectors(found: Vectors, rows: np.ndarray, split: str, use: Use) -> None:
     """Raises DataError if the vector of one of these rows of a split has no direction: it would rank by chance."""
     squares = found[rows].squared_lengths
@@ -170,55 +192,6 @@ def check_vectors(found: Vectors, rows: np.ndarray, split: str, use: Use) -> Non
         )
 
 
-@functools.partial(jax.jit, static_argnames=("method", "devices", "part_rows", "mean", "std"))
-def encode(
-    variables: dict, batch: Batch, *, method: Method, devices: int, part_rows: int, mean: Level, std: Level
-) -> Features:
-    """`method.encode` of a global batch of uint8 pictures, normalised by mean and std.
-
-    A tower sees `part_rows` rows of each of the devices at once; the rows of the batch, which are split over the
-    devices, must be a multiple of that on each.
-    """
-
-    def one(batch: Batch) -> Features:
-        images = {name: augment.normalise(x, mean, std) for name, x in batch["images"].items()}
-        return method.encode(variables, batch | {"images": images})
-
-    return _in_parts(one, batch, devices, part_rows)
-
-
-@functools.partial(jax.jit, static_argnames=("method", "devices", "part_rows", "use"))
-def embed(variables: dict, features: Features, *, method: Method, devices: int, part_rows: int, use: Use) -> Array:
-    """`method.embed` of features of `encode` or `impute`: [B,D]; devices and part_rows as for `encode`."""
-    return _in_parts(lambda part: method.embed(variables, part, use), features, devices, part_rows)
-
-
-@functools.partial(jax.jit, static_argnames=("method", "devices", "part_rows"))
-def impute(
-    variables: dict, features: Features, used: Array, *, method: Method, devices: int, part_rows: int
-) -> Features:
-    """`method.impute` of features of `encode` for the modalities used [M]; devices and part_rows as for `encode`."""
-    return _in_parts(lambda part: method.impute(variables, part, used), features, devices, part_rows)
-
-
-def _in_parts(function: Callable, rows: Any, devices: int, part_rows: int) -> Any:
-    """`function` of trees of arrays [B,...] whose rows lie on so many devices, in turns of `part_rows` on each."""
-    B = _rows(rows)
-    turns = B // (devices * part_rows)
-
-    def split(x: Array) -> Array:  # each turn takes rows of every device
-        return x.reshape(devices, turns, -1, *x.shape[1:]).swapaxes(0, 1).reshape(turns, B // turns, *x.shape[1:])
-
-    def join(x: Array) -> Array:
-        return x.reshape(turns, devices, -1, *x.shape[2:]).swapaxes(0, 1).reshape(B, *x.shape[2:])
-
-    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, rows)))
-
-
-def _rows(tree: Any) -> int:
-    return len(jax.tree.leaves(tree)[0])
-
-
 def one_row_of(split: str, names: Collection[str], data: Data) -> Batch:
     """A blank row as `method.encode` gets it from a split of which the rows of `config.evals` use these names."""
     there = data.present(split)
@@ -226,6 +199,22 @@ def one_row_of(split: str, names: Collection[str], data: Data) -> Batch:
     captioned = [key.removeprefix(f"{TEXT}/") for key in there if key.startswith(f"{TEXT}/")]
     text = [m for m in captioned if TEXT in names or f"{TEXT}/{m}" in names]
     return one_row(data.spec, images, text, data.text_length(split))
+
+
+def shown_pictures(side: Side, data: Data) -> dict[str, np.ndarray]:
+    """Which pictures the rows of a side show, {modality of its `use`: [n] bool}."""
+    present = data.present(side.split)
+    names = [m for m in side.use if m in data.spec.modalities]
+    if side.mixed is None:
+        return {m: present[m] for m in names}
+    shown = galleries.subsets(np.stack([present[m] for m in names], axis=1), seed=side.mixed)
+    return dict(zip(names, shown.T))
+
+
+def _show(batch: Batch, shown: dict[str, np.ndarray]) -> Batch:
+    """The batch as if it lacked the pictures that are not shown, {modality: [n] bool} over the rows of the split."""
+    present = {m: batch["present"][m] & x[batch["index"]] for m, x in shown.items() if m in batch["present"]}
+    return batch | {"present": batch["present"] | present}
 
 
 def _only(batch: Batch, names: Collection[str]) -> Batch:

@@ -9,7 +9,14 @@
         options={},           # options of the method that this row changes, on both sides
         rerank=dict(k1=20, k2=6, lam=0.3),  # constants of metrics.rerank; default {}: none
         incomplete="error",   # the default; or "skip": leave out the rows that lack what their side uses
+        similarity="common",  # pairs are compared by the modalities that both have (metrics.similarity); default
+                              # "embed": by the vectors of `Method.embed`
+        fallback="available", # the default: pairs without a common modality are compared by the vectors of
+                              # `Method.embed_available`; "none": they come last
     )
+
+A side with mixed=SEED shows of each of its rows a random non-empty subset of the pictures that it has of `use`, as a
+gallery whose entries come from different sensors.
 
 A gallery without `draw` is its whole split. With it, trial i = 0..trials-1 searches the rows
 `metrics.galleries.draw(columns of the split, **draw, trial=i)`, and every number of the result is the mean over trials.
@@ -18,17 +25,21 @@ A row of a split has what its side uses if it has a picture of at least one of t
 captions in `use`: ("ir", "text/rgb") needs both. Rows are skipped after a draw, and counted in the whole split.
 """
 
+import functools
 import logging
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from jax_mmreid.batch import Data
 from jax_mmreid.config import flat
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators import TEXT, Evaluator, Result, Use, check_keys, check_use
-from jax_mmreid.evaluators.encoder import Encoder, check_vectors
+from jax_mmreid.evaluators.encoder import Encoder, Side, check_vectors, shown_pictures
+from jax_mmreid.evaluators.programs import COMMON, COMMON_OR_AVAILABLE, EMBED, row_parts
+from jax_mmreid.methods import Features, Method
 from jax_mmreid.metrics import device_ranking, galleries, ranking
 from jax_mmreid.metrics import rerank as reranking
 from jax_mmreid.metrics.vectors import Vectors
@@ -40,6 +51,8 @@ SIDES = ("query", "gallery")
 TYPES = {
     "query.use": tuple[str, ...],
     "gallery.use": tuple[str, ...],
+    "query.mixed": int,
+    "gallery.mixed": int,
     "gallery.draw.cameras": tuple[int, ...],
     "gallery.draw.shots": int,
     "trials": int,
@@ -47,36 +60,57 @@ TYPES = {
     "rerank.k2": int,
     "rerank.lam": float,
 }
-CHOICES = dict(junk=ranking.JUNK_RULES, cmc=("picture", "identity"), incomplete=("error", "skip"))
+CHOICES = dict(
+    junk=ranking.JUNK_RULES,
+    cmc=("picture", "identity"),
+    incomplete=("error", "skip"),
+    similarity=("embed", "common"),
+    fallback=("available", "none"),
+)
 
 
 class Retrieval(Evaluator):
     """See the module. The result has the METRICS of metrics.ranking.
 
     A row that draws adds "trials", their number; one that skips incomplete rows adds "skipped", {"query": n, "gallery":
-    n}; `check` has seen that no other row needs to. Rows that take part must have vectors with a direction.
+    n}; `check` has seen that no other row needs to. A row with similarity="common" adds "no_common", the fraction of
+    all pairs that have no modality in common. Rows that take part must have vectors with a direction.
     """
 
     COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
-    DEFAULTS: ClassVar[dict] = dict(trials=1, cmc="picture", options={}, rerank={}, incomplete="error")
+    DEFAULTS: ClassVar[dict] = dict(
+        trials=1,
+        cmc="picture",
+        options={},
+        rerank={},
+        incomplete="error",
+        similarity="embed",
+        fallback="available",
+    )
 
     def check(self, data: Data) -> None:
         self.check_keys((*SIDES, "junk"), self.DEFAULTS)
-        row = self.DEFAULTS | self.row
+        row, modalities = self.DEFAULTS | self.row, data.spec.modalities
         for key, known in CHOICES.items():
             if row[key] not in known:
                 raise ConfigError(f"{key}={row[key]!r}, expected one of {', '.join(known)}")
         check_types({key: x for key, x in flat(row).items() if key in TYPES}, TYPES, prefix="")
-        for key, optional in (("query", ()), ("gallery", ("draw",))):
+        for key, optional in (("query", ("mixed",)), ("gallery", ("draw", "mixed"))):
             check_keys(key, row[key], ("split", "use"), optional)
             if not row[key]["use"]:
                 raise ConfigError(f"{key}.use is empty; name modalities, or captions as 'text/rgb'")
             check_use(row[key]["split"], row[key]["use"], data)
+            if row[key].get("mixed", 0) < 0 or ("mixed" in row[key] and not set(row[key]["use"]) & set(modalities)):
+                raise ConfigError(f"{key}.mixed needs a seed of 0 or more, and pictures in {key}.use")
+        if row["similarity"] == "embed" and "fallback" in self.row:
+            raise ConfigError("fallback belongs to similarity='common'; leave it out")
         drawn = "draw" in row["gallery"]
         if row["trials"] < 1 or (row["trials"] > 1 and not drawn):
             raise ConfigError(f"trials={row['trials']}, must be 1 or more, and more than 1 needs gallery.draw")
         if row["rerank"]:
             check_keys("rerank", row["rerank"], ("k1", "k2", "lam"))
+            if row["similarity"] != "embed":
+                raise ConfigError("rerank needs vectors, so similarity='embed'; take one of the two out")
             reranking.check(**row["rerank"])
         if drawn:
             check_keys("gallery.draw", row["gallery"]["draw"], ("cameras", "shots"))
@@ -87,17 +121,36 @@ class Retrieval(Evaluator):
     def uses(self) -> list[tuple[str, Use]]:
         return [(self.row[key]["split"], tuple(self.row[key]["use"])) for key in SIDES]
 
+    @property
+    def form(self) -> str:
+        """Which of the encoder's FORMS of vectors the row compares."""
+        row = self.DEFAULTS | self.row
+        if row["similarity"] == EMBED:
+            return EMBED
+        return COMMON if row["fallback"] == "none" else COMMON_OR_AVAILABLE
+
+    def check_method(self, method: Method, variables: Any, features: Mapping[str, Features]) -> None:
+        if self.form == EMBED:
+            return super().check_method(method, variables, features)
+        for split, use in self.uses():
+            static = dict(use=use, fallback=self.form != COMMON)
+            function = functools.partial(row_parts, method.with_options(self.row.get("options", {}), "options"))
+            jax.eval_shape(functools.partial(function, **static), variables, features[split])
+
     def run(self, encoder: Encoder) -> Result:
         row, data = self.DEFAULTS | self.row, encoder.data
-        query, gallery = (encoder.vectors(split, use, row["options"]) for split, use in self.uses())
+        sides = [Side(split, use, row[key].get("mixed")) for key, (split, use) in zip(SIDES, self.uses())]
+        query, gallery = (
+            encoder.vectors(side.split, side.use, row["options"], mixed=side.mixed, form=self.form) for side in sides
+        )
         columns = [data.columns(row[key]["split"]) for key in SIDES]
         queries, candidates = (complete(use, data.present(split)) for split, use in self.uses())
         check_vectors(query, np.flatnonzero(queries), *self.uses()[0])
         trials = []
         for drawn in _galleries(row, candidates, columns[1]):
             check_vectors(gallery, drawn, *self.uses()[1])
-            sides = ({name: x[rows] for name, x in side.items()} for side, rows in zip(columns, (queries, drawn)))
-            relevance = ranking.relevance(row["junk"], *sides)
+            numbers = ({name: x[rows] for name, x in side.items()} for side, rows in zip(columns, (queries, drawn)))
+            relevance = ranking.relevance(row["junk"], *numbers)
             trials.append(_rank(row, query[queries], gallery[drawn], relevance, encoder))
         result = {key: float(np.mean([scores[key] for scores in trials])) for key in ranking.METRICS}
         result |= {"protocol": _protocol(row), "feature": _feature(row)}
@@ -105,6 +158,8 @@ class Retrieval(Evaluator):
             result["trials"] = len(trials)
         if row["incomplete"] == "skip":
             result["skipped"] = {key: int(np.sum(~some)) for key, some in zip(SIDES, (queries, candidates))}
+        if self.form != EMBED:
+            result["no_common"] = _no_common(*(shown_pictures(side, data) for side in sides))
         return result | self._note(result.get("skipped", {}))
 
     def _note(self, skipped: dict[str, int]) -> dict[str, str]:
@@ -145,6 +200,18 @@ def _require(side: dict, some: np.ndarray, incomplete: str) -> None:
     )
 
 
+def _no_common(query: dict[str, np.ndarray], gallery: dict[str, np.ndarray]) -> float:
+    """The fraction of pairs without a common modality, of rows that have pictures {modality: [n] bool}."""
+    names = [m for m in query if m in gallery]
+    if not names:
+        return 1.0
+    (q, q_counts), (g, g_counts) = (
+        np.unique(np.stack([side[m] for m in names]), axis=1, return_counts=True) for side in (query, gallery)
+    )
+    apart = ~(q[:, :, None] & g[:, None]).any(axis=0)
+    return float(q_counts @ apart @ g_counts / (q_counts.sum() * g_counts.sum()))
+
+
 def _galleries(row: dict, some: np.ndarray, columns: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
     """The gallery of every trial, as rows of its split; those with `some` [n] True may be in it."""
     side = row["gallery"]
@@ -165,18 +232,24 @@ def _rank(row: dict, query: Vectors, gallery: Vectors, relevance: ranking.Releva
 
 
 def _protocol(row: dict) -> str:
-    query, gallery = row["query"], row["gallery"]
-    drawn = ""
+    gallery, drawn = row["gallery"], ""
     if "draw" in gallery:
         cameras, shots = ", ".join(map(str, gallery["draw"]["cameras"])), gallery["draw"]["shots"]
         drawn = f" (cameras {cameras}; shots {shots}; mean of {row['trials']} trials)"
     counted = ", identity CMC" if row["cmc"] == "identity" else ""
     constants = ", ".join(f"{key} {value}" for key, value in row["rerank"].items())
     reranked = f", re-ranked ({constants})" if constants else ""
-    return f"query {query['split']}, gallery {gallery['split']}{drawn}, junk {row['junk']}{counted}{reranked}"
+    splits = ", ".join(f"{key} {row[key]['split']}{_mixed(row[key])}" for key in SIDES)
+    return f"{splits}{drawn}, junk {row['junk']}{counted}{reranked}"
+
+
+def _mixed(side: dict) -> str:
+    return f" (a random subset of each row's pictures, seed {side['mixed']})" if "mixed" in side else ""
 
 
 def _feature(row: dict) -> str:
     sides = ["+".join(row[side]["use"]) for side in SIDES]
     options = [f"{key}={value}" for key, value in sorted(row["options"].items())]
+    if row["similarity"] != "embed":
+        options += [f"similarity={row['similarity']}", f"fallback={row['fallback']}"]
     return ", ".join([sides[0] if sides[0] == sides[1] else ">".join(sides), *options])

@@ -8,7 +8,6 @@ differ in nothing else. In NAME/QUERY>GALLERY a named row is called by its setti
 """
 
 import contextlib
-import functools
 import importlib
 import itertools
 import pkgutil
@@ -22,11 +21,12 @@ from jax_mmreid import evaluators
 from jax_mmreid.batch import Data
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators import LABELS, Evaluator, Result, check_keys
-from jax_mmreid.evaluators.encoder import Encoder, Level, one_row_of
+from jax_mmreid.evaluators.encoder import Encoder, one_row_of
+from jax_mmreid.evaluators.programs import Level
 from jax_mmreid.evaluators.retrieval import Retrieval
 from jax_mmreid.methods import Method
 
-NOT_KINDS = ("encoder", "runner")  # modules of this package that are no kinds of evaluation
+NOT_KINDS = ("encoder", "programs", "runner")  # modules of this package that are no kinds of evaluation
 DERIVED = ("mean_of", "pairs_of")  # a row with one of these takes its results from those of others
 Rows = Mapping[str, dict]
 
@@ -59,15 +59,13 @@ def check_method(rows: Rows, method: Method, variables: Any, data: Data) -> None
     features = {
         split: jax.eval_shape(method.encode, variables, one_row_of(split, names, data)) for split, names in uses.items()
     }
-    done = set()
+    done = []
     for name, evaluator in measured.items():
-        with _named(name):
-            changed = method.with_options(evaluator.row.get("options", {}), "options")
-            for split, use in evaluator.uses():
-                if (changed, split, use) not in done:
-                    done.add((changed, split, use))
-                    changed.imputer(use)  # raises for a `use` that the method does not know
-                    jax.eval_shape(functools.partial(changed.embed, use=use), variables, features[split])
+        needs = evaluator.uses(), evaluator.row.get("options"), evaluator.row.get("similarity")
+        if needs not in done:
+            done.append(needs)
+            with _named(name):
+                evaluator.check_method(method, variables, features)
 
 
 def check_best(best: str, rows: Rows) -> None:
@@ -217,6 +215,6 @@ def _check_pairs(name: str, rows: Rows) -> None:
 
 
 def _average(parts: list[Result]) -> Result:
-    metrics = [key for key, value in parts[0].items() if isinstance(value, float)]
+    metrics = [key for key in parts[0] if all(isinstance(part.get(key), float) for part in parts)]
     mean = {key: sum(part[key] for part in parts) / len(parts) for key in metrics}
     return mean | {"protocol": parts[0]["protocol"], "feature": f"mean of {len(parts)} rows"}

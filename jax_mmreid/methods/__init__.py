@@ -55,6 +55,11 @@ class Method(abc.ABC):
     # {field: its values}: the fields that phases and evaluation rows may change; see `with_options`.
     options: ClassVar[Mapping[str, tuple]] = {}
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities of `parts`, in order; by default none."""
+        return ()
+
     @abc.abstractmethod
     def init(self, rng: Array, batch: Batch) -> dict:
         """Initial {"params", "batch_stats", "memory"} for batches shaped like this one."""
@@ -78,6 +83,19 @@ class Method(abc.ABC):
         Features are those of `encode`, or of `impute` for the same `use`. Raises ConfigError for a `use` that the
         method has no vector of.
         """
+
+    def parts(self, variables: dict, features: Features, use: tuple[str, ...]) -> tuple[Array, Array]:
+        """Retrieval features by modality [B,M,D], and which of them are in `use` and present [B,M] bool.
+
+        The M modalities are `modalities`, whatever `use` names, so that any two rows can be compared by what both
+        have (`metrics.similarity`); absent parts may hold any number. Raises ConfigError for a `use` that the method
+        does not know.
+        """
+        raise ConfigError(f"{type(self).__name__} has no features by modality, so similarity='common' does not apply")
+
+    def embed_available(self, variables: dict, features: Features, use: tuple[str, ...]) -> Array:
+        """Unit vectors [B,D] of what each row has of `use`, where rows may differ in that: by default `embed`."""
+        return self.embed(variables, features, use)
 
     def begin(self, state: TrainState, batches: Iterable[Batch]) -> TrainState:
         """The state to start training from, made in one pass over unaugmented training batches if it needs one.

@@ -135,6 +135,18 @@ class CLIP(Method):
         parts = [masked.blank(masked.unit(features[x][m]), features[mask][m]) for x, mask, m in kinds]
         return masked.unit(sum(parts))
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.tower.modalities
+
+    def parts(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> tuple[Array, Array]:
+        """Unit features of pictures by modality; captions are no part, as they share a space with all pictures."""
+        some = next(iter((features["feats"] or features["text"]).values()))
+        absent = jnp.zeros_like(some), jnp.zeros(len(some), bool)
+        found = {m: (masked.unit(x), features["present"][m]) for m, x in features["feats"].items() if m in use}
+        feats, present = zip(*(found.get(m, absent) for m in self.tower.modalities))
+        return jnp.stack(feats, axis=1), jnp.stack(present, axis=1)
+
     def _caption_features(self, params: Any, ids: Array) -> Array:
         """Features [B,D] of captions [B,L], read at their <EOT>, the largest id."""
         variables = {"params": params["text"]}

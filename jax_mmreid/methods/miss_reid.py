@@ -226,6 +226,12 @@ class MissReID(Method):
             parts = masked.unit(parts)
         return masked.unit(parts.reshape(len(parts), -1))
 
+    def parts(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> tuple[Array, Array]:
+        """f of every modality, and which are used and present; nothing is imputed."""
+        self._check_use(use)
+        feats = masked.unit(features["feats"]) if self.config.part_norm else features["feats"]
+        return feats, features["present"] & jnp.array([m in use for m in self.modalities])
+
     def published_parts(self, image_size: tuple[int, int]) -> dict[str, PublishedPart]:
         """Table 1: every modality through every part that works at test, sentences of CLIP's whole context.
 

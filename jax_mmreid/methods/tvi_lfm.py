@@ -76,6 +76,7 @@ class TVILFM(Method):
     """The method; see `Config` for the fields that it shares with it."""
 
     streams: ClassVar = ()
+    modalities: ClassVar = MODALITIES
     options: ClassVar = {"neck": ("finetuned", "base"), "ensemble": (False, True)}
 
     image: ResNet
@@ -192,7 +193,7 @@ class TVILFM(Method):
             features["text"] = self._caption_features(params, batch)
         if not features:
             raise ConfigError("tvi_lfm reads pictures of rgb and ir and captions, and there are none of these to read")
-        return features
+        return features | {"present": batch["present"]}
 
     def embed(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
         """Unit vectors [B,D] of an image ("rgb" or "ir"), of the RGB caption ("text"), or of the fusion ("ir", "text").
@@ -217,6 +218,29 @@ class TVILFM(Method):
             parts += [features["finetuned"]["ir"], features["text"]["rgb"]]
         # MER: the dot product with a sum of vectors is the sum of the three similarities.
         return masked.unit(sum(self._unit(variables, x) for x in parts))
+
+    def parts(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> tuple[Array, Array]:
+        """BN features of visible and infrared images; captions are no part, as they share a space with all images."""
+        pictures, some = features.get(self.neck, {}), jax.tree.leaves(features)[0]
+        absent = jnp.zeros((len(some), self.image.dim), jnp.float32), jnp.zeros(len(some), bool)
+        found = {m: (self._unit(variables, x), features["present"][m]) for m, x in pictures.items() if m in use}
+        feats, present = zip(*(found.get(m, absent) for m in MODALITIES))
+        return jnp.stack(feats, axis=1), jnp.stack(present, axis=1)
+
+    def embed_available(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
+        """The vector of each row's visible image, else by MER of its infrared image and captions, else of what it has.
+
+        All kinds are in one space, so rows that differ in what they have are comparable.
+        """
+        method, there = dataclasses.replace(self, neck="finetuned", ensemble=True), features["present"]
+        captions = ("text/rgb", "text/ir") if self.sff else ("text/rgb",)
+        kinds = {("text",): ("text/rgb",), ("ir",): ("ir",), ("ir", "text"): ("ir", *captions), ("rgb",): ("rgb",)}
+        found = jnp.zeros((len(jax.tree.leaves(features)[0]), self.image.dim), jnp.float32)
+        for kind, needs in kinds.items():  # a later kind takes precedence
+            if set(needs) <= there.keys() and set(kind) <= set(use):
+                has = jnp.all(jnp.stack([there[name] for name in needs]), axis=0)
+                found = jnp.where(has[:, None], method.embed(variables, features, kind), found)
+        return found
 
     def _require(self, features: dict, use: tuple[str, ...], kind: str, names: tuple[str, ...]) -> None:
         """Raises ConfigError for features that `use` needs and `encode` did not find in the batch."""

@@ -1,11 +1,12 @@
-"""Ranks on devices: dot products in blocks, never the matrix of all, with the gallery's rows split over a mesh.
+"""Ranks on devices: similarities in blocks, never the matrix of all, with the gallery's rows split over a mesh.
 
-The greater dot product ranks first, of equal ones the lower gallery index. Nothing is sorted: the rank of a match is
-one more than the number of rows ahead of it, and such numbers add up over blocks and devices. Every dot product comes
-from a matrix product of one shape, whatever the sizes and the number of devices, so that its last bit, and with it
-every rank, is the same for any of them.
+The similarity of two vectors is their dot product, or that of `metrics.similarity` for rows that it packed. The
+greater ranks first, of equal ones the lower gallery index. Nothing is sorted: the rank of a match is one more than the
+number of rows ahead of it, and such numbers add up over blocks and devices. Every similarity comes from matrix
+products of one shape, whatever the sizes and the number of devices, so that its last bit, and with it every rank, is
+the same for any of them.
 
-A TPR needs the k-th greatest dot product of negative pairs, exactly. The bits of a float sort as it does: one pass
+A TPR needs the k-th greatest similarity of negative pairs, exactly. The bits of a float sort as it does: one pass
 counts the upper halves, a second the lower halves of those with the upper half in question.
 """
 
@@ -23,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jax_mmreid.errors import DataError
 from jax_mmreid.metrics import ranking, vectors
 from jax_mmreid.metrics.ranking import FPRS, Ranks, Relevance
+from jax_mmreid.metrics.similarity import Packing, similarities
 from jax_mmreid.metrics.vectors import WHOLE, Vectors
 
 QUERIES, GALLERY = 256, 1024  # the longest sides of a block
@@ -112,7 +114,8 @@ class _Search:
             own[:n, :most] = self.found[chosen]
             limit = self.count[chosen].max().astype(np.int32)
             args = block, self.put(own), self.put(limit), self.tiles
-            parts = jax.device_get(_block_ranks(*args, mesh=self.mesh, identities=identities, pairs=pairs))
+            static = dict(mesh=self.mesh, packing=self.query.packing, identities=identities, pairs=pairs)
+            parts = jax.device_get(_block_ranks(*args, **static))
             hits[chosen], first[chosen], keys[chosen] = parts[0][:n, :most], parts[1][:n], parts[2][:n, :most]
             upper += parts[3]
         there = self.found >= 0
@@ -128,7 +131,8 @@ class _Search:
         place, passed = _descend(upper, allowed)
         lower, wanted = np.zeros((len(place), HALF), np.int64), self.put(place.astype(np.uint32))
         for _, block in self.blocks():
-            lower += jax.device_get(_block_lower(block, wanted, self.tiles, mesh=self.mesh))
+            found = _block_lower(block, wanted, self.tiles, mesh=self.mesh, packing=self.query.packing)
+            lower += jax.device_get(found)
         counts = [lower[np.flatnonzero(place == half)[-1]] for half in place]
         bounds = [half * HALF + _descend(x, n)[0] for half, x, n in zip(place, counts, allowed - passed)]
         return {name: float(np.mean(matched > bound)) for name, bound in zip(FPRS, bounds)}
@@ -162,7 +166,7 @@ def _check_sizes(query: Vectors, gallery: Vectors, rows: Relevance) -> None:
     for name, x, numbers in (("query", query, rows.query_pid), ("gallery", gallery, rows.gallery_pid)):
         if len(x) != len(numbers):
             raise ValueError(f"ranking: there are {len(x)} {name} vectors and {len(numbers)} {name} rows")
-    if query.width != gallery.width:
+    if query.width != gallery.width or query.packing != gallery.packing:
         raise ValueError(
             f"ranking: query vectors have {query.width} numbers, gallery vectors {gallery.width}; both sides must come "
             "from one model"
@@ -175,9 +179,17 @@ def _on_mesh(body: Callable, mesh: Mesh, *args: Any) -> Any:
     return jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=WHOLE)(*args)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "identities", "pairs"))
+@functools.partial(jax.jit, static_argnames=("mesh", "packing", "identities", "pairs"))
 def _block_ranks(
-    query: Side, own: Array, most: Array, tiles: Side, *, mesh: Mesh, identities: int, pairs: bool
+    query: Side,
+    own: Array,
+    most: Array,
+    tiles: Side,
+    *,
+    mesh: Mesh,
+    packing: Packing | None,
+    identities: int,
+    pairs: bool,
 ) -> tuple[Array, ...]:
     """Ranks of the gallery rows own [b,P], of the first [b], their keys [b,P]; negative pairs by upper half, [HALF].
 
@@ -186,7 +198,7 @@ def _block_ranks(
     """
 
     def body(query: Side, own: Array, most: Array, tiles: Side) -> tuple:
-        dots, pid, index = _dots(query, tiles, mesh)
+        dots, pid, index = _dots(query, tiles, mesh, packing)
         mine = own - index[0]
         here = (mine >= 0) & (mine < len(index))
         found = jnp.take_along_axis(dots, jnp.clip(mine, 0, len(index) - 1), axis=1)
@@ -215,12 +227,12 @@ def _block_ranks(
     return _on_mesh(body, mesh, query, own, most, tiles)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh",))
-def _block_lower(query: Side, upper: Array, tiles: Side, *, mesh: Mesh) -> Array:
+@functools.partial(jax.jit, static_argnames=("mesh", "packing"))
+def _block_lower(query: Side, upper: Array, tiles: Side, *, mesh: Mesh, packing: Packing | None) -> Array:
     """Negative pairs by lower half of the key, [n,HALF], for each upper half upper [n]; of equal ones, at the last."""
 
     def body(query: Side, upper: Array, tiles: Side) -> Array:
-        dots, pid, _ = _dots(query, tiles, mesh)
+        dots, pid, _ = _dots(query, tiles, mesh, packing)
         keys, n = _keys(dots), len(upper)
         place = jnp.full(dots.shape, n * HALF, jnp.uint32)
         for i in range(n):
@@ -232,10 +244,9 @@ def _block_lower(query: Side, upper: Array, tiles: Side, *, mesh: Mesh) -> Array
     return _on_mesh(body, mesh, query, upper, tiles)
 
 
-def _dots(query: Side, tiles: Side, mesh: Mesh) -> tuple[Array, Array, Array]:
-    """Dot products [b,g] with a device's part of the gallery, -inf of what is hidden; its pid [g] and index [g]."""
-    product = functools.partial(jnp.einsum, "bd,gd->bg", precision=jax.lax.Precision.HIGHEST)
-    dots = jax.lax.map(lambda vectors: product(query.vectors, vectors), tiles.vectors)
+def _dots(query: Side, tiles: Side, mesh: Mesh, packing: Packing | None) -> tuple[Array, Array, Array]:
+    """Similarities [b,g] with a device's part of the gallery, -inf of what is hidden; its pid [g] and index [g]."""
+    dots = jax.lax.map(lambda vectors: similarities(query.vectors, vectors, packing), tiles.vectors)
     dots = dots.swapaxes(0, 1).reshape(len(query.pid), -1)
     pid, junk = tiles.pid.reshape(-1), tiles.junk.reshape(-1)
     hidden = (query.junk[:, None] == junk) | (pid < 0)

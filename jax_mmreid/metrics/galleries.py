@@ -1,6 +1,6 @@
-"""Galleries drawn from a split, trial by trial, as the visible-infrared protocols do.
+"""Galleries drawn from a split: rows trial by trial, as the visible-infrared protocols do, or what each row shows.
 
-A draw is a pure function of pid and camid and the number of its trial; it does not use a global generator.
+A draw is a pure function of its arguments; it does not use a global generator.
 """
 
 import random
@@ -43,3 +43,16 @@ def draw(columns: Mapping[str, np.ndarray], *, cameras: Sequence[int], shots: in
     return np.concatenate(
         [several.choice(group, shots, replace=False) if len(group) > shots else group for group in groups]
     )
+
+
+def subsets(present: np.ndarray, *, seed: int) -> np.ndarray:
+    """A random non-empty subset of what each row has: present [n,M] bool -> [n,M] bool.
+
+    Every non-empty subset is as likely as any other; a row that has nothing stays empty.
+    """
+    rng = np.random.Generator(np.random.Philox(seed))
+    shown = np.zeros_like(present)
+    while (empty := present.any(axis=1) & ~shown.any(axis=1)).any():
+        drawn = rng.random(present.shape) < 0.5
+        shown[empty] = (present & drawn)[empty]
+    return shown

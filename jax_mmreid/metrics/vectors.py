@@ -14,6 +14,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jax_mmreid.metrics.similarity import Packing
+
 WHOLE = P()  # on every device
 
 
@@ -24,6 +26,7 @@ class Vectors:
     array: np.ndarray | Array  # [N,D] float32
     squares: np.ndarray  # [N] squared lengths, in float32
     index: np.ndarray  # [n]
+    packing: Packing | None = None  # of rows that `metrics.similarity` compares; None: by their dot products
 
     def __len__(self) -> int:
         return len(self.index)
@@ -57,19 +60,21 @@ class Vectors:
         return self.placed(np.arange(len(self)), mesh).addressable_data(0)
 
 
-def on_host(array: np.ndarray) -> Vectors:
+def on_host(array: np.ndarray, packing: Packing | None = None) -> Vectors:
     """Vectors [n,D] of the host, read as float32."""
     array = array.astype(np.float32, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
-        return Vectors(array, np.einsum("nd,nd->n", array, array), np.arange(len(array)))
+        return Vectors(array, np.einsum("nd,nd->n", array, array), np.arange(len(array)), packing)
 
 
-def on_devices(batches: Sequence[Array], valid: Sequence[np.ndarray], mesh: Mesh) -> Vectors:
+def on_devices(
+    batches: Sequence[Array], valid: Sequence[np.ndarray], mesh: Mesh, packing: Packing | None = None
+) -> Vectors:
     """The rows of global arrays, all of one shape [B,D] and split over devices by rows, that are valid [B]."""
     array, squares = _join(tuple(batches), whole=NamedSharding(mesh, WHOLE))
     # Row i of batch b is row i * batches + b of the array: so no row leaves its device.
     index = np.concatenate([np.flatnonzero(keep) * len(batches) + b for b, keep in enumerate(valid)])
-    return Vectors(array, jax.device_get(squares), index)
+    return Vectors(array, jax.device_get(squares), index, packing)
 
 
 def put(x: np.ndarray, mesh: Mesh, spec: P = WHOLE) -> Array:

@@ -41,15 +41,15 @@ def missing_evals(
     options: dict | None = None,
     incomplete: str = "error",
     pairs: bool = False,
-    rerank: dict | None = None,
+    **fields,
 ) -> dict[str, dict]:
     """Rows for `config.evals`: every setting, on both sides alike, and their mean.
 
     Rows are named GROUP/SETTING, or SETTING in the group "", and have both as fields. `splits` is one split for both
     sides, or "query/gallery"; `options` are fields of the method that these rows change; `incomplete` decides what
     happens to test rows without any picture that a row uses; `pairs` adds a row "pairs", every setting of the query
-    against every setting of the gallery (appendix A.4 of the paper); `rerank` are constants of re-ranking. A single
-    modality has the setting "full" and no others.
+    against every setting of the gallery (appendix A.4 of the paper); `fields` are further fields of these rows, as
+    `rerank`. A single modality has the setting "full" and no others.
     """
     query, _, gallery = splits.partition("/")
     prefix, rows = f"{group}/" if group else "", {}
@@ -62,7 +62,8 @@ def missing_evals(
             junk=junk,
             options=options or {},
             incomplete=incomplete,
-        ) | ({"rerank": rerank} if rerank else {})
+            **fields,
+        )
     names = tuple(rows)
     if len(names) > 1:
         rows[prefix + MEAN] = dict(group=group, setting=MEAN, mean_of=names[1:])
