@@ -1,5 +1,7 @@
 """Contrastive training: the pairs of the loss, the vectors, and the same numbers on any number of devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,39 +33,62 @@ def tiny(drawn):
     return exp.phases[0].method, state, jax.tree.map(jnp.asarray, batch | {"images": images})
 
 
-def value_and_gradients(method, state, batch):
-    def objective(params):
-        rngs = streams(state.rng, state.step, ("dropout",))
-        out = method.loss(merge(params, state.frozen), state, batch, rngs)
-        return out.terms["contrast"], out.scalars
-
-    return jax.jit(jax.value_and_grad(objective, has_aux=True))(state.params)
+def loss_of(method, params, state, batch):
+    out = method.loss(merge(params, state.frozen), state, batch, streams(state.rng, state.step, ("dropout",)))
+    return out.terms["contrast"], out.scalars
 
 
-def vectors(method, state, batch):
-    """Unit features of pictures and captions, [B,M,D] each."""
-    features = jax.jit(method.encode)(state.variables, batch)
+@pytest.fixture(scope="module")
+def value_and_gradients(tiny):
+    """((loss, scalars), gradients) of (state, batch), compiled once for the tests below."""
+    method, _, _ = tiny
+
+    @jax.jit
+    def found(state, batch):
+        objective = functools.partial(loss_of, method, state=state, batch=batch)
+        return jax.value_and_grad(objective, has_aux=True)(state.params)
+
+    return found
+
+
+@pytest.fixture(scope="module")
+def features(tiny):
+    """What the method encodes the batch to."""
+    method, state, batch = tiny
+    return jax.jit(method.encode)(state.variables, batch)
+
+
+def vectors(features):
+    """Features of pictures and captions, [B,M,D] each."""
     return [np.stack([features[kind][m] for m in MODALITIES], axis=1) for kind in ("feats", "text")]
 
 
 @pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
-@pytest.mark.parametrize("dedup_captions", [True, False])
-def test_the_loss_is_over_all_pairs_of_the_batch(drawn, tiny, loss, dedup_captions):
-    _, _, batch = tiny
-    exp, _, state = start(tiny_clip_config(drawn, loss, **{"model.dedup_captions": dedup_captions, "model.block": 6}))
-    method = exp.phases[0].method
-    (value, scalars), _ = value_and_gradients(method, state, batch)
-    x, y = (side.reshape(24, -1) for side in vectors(method, state, batch))
+def test_the_loss_is_over_all_pairs_of_the_batch(drawn, tiny, features, loss):
+    _, state, batch = tiny
+    x, y = (side.reshape(24, -1) for side in vectors(features))
     ids = np.stack([batch["text"][m] for m in MODALITIES], axis=1).reshape(24, -1)
     where = np.stack([batch["present"][m] for m in MODALITIES], axis=1).reshape(-1) & has_caption(ids)
     assert where.sum() == 22
-    key = np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1) if dedup_captions else np.arange(24)
+    configs = [tiny_clip_config(drawn, loss, **{"model.dedup_captions": x, "model.block": 6}) for x in (True, False)]
+    experiments = [build(config, open_tiny(config)) for config in configs]
+
+    @jax.jit
+    def losses(key, batch):
+        # The towers of `tiny`; of what a run of this loss starts with, only scale and bias.
+        params = {name: x for name, x in experiments[0].create(key).params.items() if name.startswith("logit_")}
+        return [loss_of(exp.phases[0].method, state.params | params, state, batch) for exp in experiments]
+
+    found = losses(jax.random.PRNGKey(0), batch)
     scale, bias = {"info_nce": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}[loss]
-    each = naive(loss, x, y, scale, key, where, bias)
-    assert value == pytest.approx(each.sum() / 22, rel=1e-5) and scalars["scale"] == pytest.approx(scale)
-    assert scalars["has_caption"] == pytest.approx(22 / 24)
-    if dedup_captions and loss == "info_nce":  # two captions of the batch are equal
-        assert abs(naive(loss, x, y, scale, np.arange(24), where, bias).sum() - each.sum()) > 1e-3
+    apart = np.arange(24)
+    keys = np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1), apart
+    each = [naive(loss, x, y, scale, key, where, bias) for key in keys]
+    for (value, scalars), expected in zip(found, each, strict=True):
+        assert value == pytest.approx(expected.sum() / 22, rel=1e-5) and scalars["scale"] == pytest.approx(scale)
+        assert scalars["has_caption"] == pytest.approx(22 / 24)
+    if loss == "info_nce":  # two captions of the batch are equal
+        assert abs(each[0].sum() - each[1].sum()) > 1e-3
 
 
 def test_different_captions_have_different_keys(tiny):
@@ -79,40 +104,40 @@ def test_different_captions_have_different_keys(tiny):
 
 
 @pytest.mark.parametrize("junk", [np.nan, 1e30])
-def test_pixels_of_missing_pictures_have_no_influence(tiny, junk):
-    method, state, batch = tiny
+def test_pixels_of_missing_pictures_have_no_influence(tiny, value_and_gradients, junk):
+    _, state, batch = tiny
     spoilt = batch["images"] | {"tir": batch["images"]["tir"].at[2].set(junk)}
-    results = [value_and_gradients(method, state, batch | {"images": x}) for x in (batch["images"], spoilt)]
+    results = [value_and_gradients(state, batch | {"images": x}) for x in (batch["images"], spoilt)]
     assert_trees_close(*results, atol=0)
     assert np.isfinite(results[0][0][0])
 
 
-def test_the_caption_of_a_missing_picture_has_no_influence(tiny):
-    method, state, batch = tiny
+def test_the_caption_of_a_missing_picture_has_no_influence(tiny, value_and_gradients):
+    _, state, batch = tiny
     other = batch["text"] | {"tir": batch["text"]["tir"].at[2].set(batch["text"]["rgb"][0])}
-    assert_trees_close(*(value_and_gradients(method, state, batch | {"text": x}) for x in (batch["text"], other)), 1e-7)
+    assert_trees_close(*(value_and_gradients(state, batch | {"text": x}) for x in (batch["text"], other)), 1e-7)
 
 
-def test_the_scale_is_bounded_and_the_loss_stays_finite(tiny):
-    method, state, batch = tiny
+def test_the_scale_is_bounded_and_the_loss_stays_finite(tiny, value_and_gradients):
+    _, state, batch = tiny
     for exponent in (50.0, 500.0):  # exp(500) is infinite in float32
-        hot = state.replace(params=state.params | {"logit_scale": jnp.float32(exponent)})
-        (value, scalars), gradients = value_and_gradients(method, hot, batch)
+        scale = jax.device_put(np.float32(exponent), state.params["logit_scale"].sharding)
+        hot = state.replace(params=state.params | {"logit_scale": scale})
+        (value, scalars), gradients = value_and_gradients(hot, batch)
         assert scalars["scale"] == pytest.approx(100) and np.isfinite(value)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
-def test_a_batch_without_a_pair_has_zero_loss(tiny):
-    method, state, batch = tiny
+def test_a_batch_without_a_pair_has_zero_loss(tiny, value_and_gradients):
+    _, state, batch = tiny
     nothing = {m: jnp.zeros(8, bool) for m in batch["present"]}
-    (value, _), gradients = value_and_gradients(method, state, batch | {"present": nothing})
+    (value, _), gradients = value_and_gradients(state, batch | {"present": nothing})
     assert value == 0 and all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradients))
 
 
-def test_a_vector_is_the_mean_of_what_a_row_has(tiny):
-    method, state, batch = tiny
-    features = jax.jit(method.encode)(state.variables, batch)
-    x, y = vectors(method, state, batch)
+def test_a_vector_is_the_mean_of_what_a_row_has(tiny, features):
+    method, state, _ = tiny
+    x, y = vectors(features)
     x, y = (side / np.linalg.norm(side, axis=-1, keepdims=True) for side in (x, y))
     for use, expected in (
         (("rgb",), x[:, 0]),
@@ -206,7 +231,8 @@ def test_settings_that_contradict_each_other_are_refused(drawn, changes, message
 
 def test_test_captions_longer_than_the_text_tower_are_refused_before_training(drawn, monkeypatch):
     config = tiny_clip_config(drawn)
-    exp, data, _ = start(config)
+    data = open_tiny(config)
+    exp = build(config, data)
     train.check_evals(config, exp, data)
     monkeypatch.setattr(type(data), "text_length", lambda data, name: 61)
     message = "captions of 61 tokens are longer than config.model.text.context=60; lower config.data.text.context"
