@@ -28,7 +28,8 @@ class TrainedModel:
     """A method with its variables, and how pictures and sentences become its inputs.
 
     `part_rows` is how many rows the towers see at once; with the number that evaluation uses, vectors are bit for bit
-    those of evaluation. `read_image(source)` returns [H,W,3] uint8 in the size of the spec from a file or from pixels
+    those of evaluation. `identity` names the weights: vectors of models with different identities are not comparable.
+    `read_image(source)` returns [H,W,3] uint8 in the size of the spec from a file or from pixels
     [h,w,3]; `tokenize(sentences)` ids [n,L].
     """
 
@@ -37,6 +38,7 @@ class TrainedModel:
     variables: dict
     mesh: Mesh
     part_rows: int
+    identity: str
     read_image: Callable[[Any], np.ndarray]
     tokenize: Callable[[Sequence[str]], np.ndarray]
 

@@ -11,6 +11,7 @@ Nothing here reads flags or sys.argv. Errors that a config or data cause are tho
 """
 
 import functools
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -131,6 +132,7 @@ def load_model(
         variables=jax.device_put(loaded.variables, sharding.replicated(exp.mesh)),
         mesh=exp.mesh,
         part_rows=part_rows or rows_at_once(config.data.eval_batch_size, devices=1),
+        identity=hashlib.sha256(f"{config_hash(config)} {spec.hash} {loaded.step}".encode()).hexdigest()[:12],
         read_image=functools.partial(_read_image, spec),
         tokenize=tokenize,
     )
