@@ -18,13 +18,18 @@ BLOCKS = (3, 4, 6, 3)
 IMAGES = {"rgb": normal(1, 5, 64, 32, 3), "ir": normal(2, 3, 64, 32, 3)}
 STANDARD = dict(stem_relu=True, last_stride=2)  # the classifier of He et al.
 SMALL = dict(blocks=(1, 2, 3, 1), width=11)
+SIZES = [pytest.param({}, marks=pytest.mark.slow, id="full"), pytest.param(SMALL, id="small")]
+
+
+@functools.cache
+def abstract_variables(**sizes):
+    return jax.eval_shape(lambda: ResNet(**sizes).init(jax.random.PRNGKey(0), IMAGES, train=False))
 
 
 @functools.cache
 def random_variables(**sizes):
     """Weights under which a signal keeps its size, with no scale 1, no bias 0 and no statistics at rest."""
-    model = jax.eval_shape(lambda: ResNet(**sizes).init(jax.random.PRNGKey(0), IMAGES, train=False))
-    flat = traverse_util.flatten_dict(model)
+    flat = traverse_util.flatten_dict(abstract_variables(**sizes))
     drawn = {path: normal([3, i], *x.shape) for i, (path, x) in enumerate(flat.items())}
     for path, z in drawn.items():
         if path[-1] == "kernel":
@@ -66,18 +71,24 @@ def evaluate(images, **options):
     return _evaluate(random_variables(**sizes(options)), images, tuple(options.items()))
 
 
-WEIGHTS = normal(4, 8, 4, 2, 2048)
+def weights(width=64, **sizes):
+    return normal(4, 8, 4, 2, 32 * width)
 
 
-@jax.jit
-def train(variables, images):
-    """(gradients of a weighted sum of the map, (map, new statistics))."""
+@functools.cache
+def trained(**sizes):
+    """A function of (variables, images): (gradients of a weighted sum of the map, (map, new statistics))."""
 
-    def scalar(params):
-        x, updated = ResNet().apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-        return (x * WEIGHTS).sum(), (x, updated["batch_stats"])
+    @jax.jit
+    def train(variables, images):
+        def scalar(params):
+            variables_ = variables | {"params": params}
+            x, updated = ResNet(**sizes).apply(variables_, images, train=True, mutable=["batch_stats"])
+            return (x * weights(**sizes)).sum(), (x, updated["batch_stats"])
 
-    return jax.grad(scalar, has_aux=True)(variables["params"])
+        return jax.grad(scalar, has_aux=True)(variables["params"])
+
+    return train
 
 
 # Against PyTorch.
@@ -126,8 +137,10 @@ def relative(a, b):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("options", [{}, STANDARD, SMALL], ids=["tvi_lfm", "standard", "small"])
-def test_the_map_equals_pytorch_in_evaluation(torch, options):
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", [{}, STANDARD], ids=["tvi_lfm", "standard"])
+def test_the_map_equals_pytorch_in_evaluation(torch, size, kind):
+    options = size | kind
     tensors = torch_tensors(torch, random_variables(**sizes(options)))
     with torch.no_grad():
         expected = torch_resnet(torch, tensors, IMAGES, train=False, **options)
@@ -141,12 +154,13 @@ def test_the_map_equals_pytorch_in_evaluation(torch, options):
 @pytest.mark.parametrize(
     "change, tolerance", [pytest.param(dict, 0.05, marks=pytest.mark.slow), (settled, 1e-3)], ids=["random", "settled"]
 )
-def test_map_statistics_and_gradients_equal_pytorch_in_training(torch, change, tolerance):
-    variables = change(random_variables())
+@pytest.mark.parametrize("size", SIZES)
+def test_map_statistics_and_gradients_equal_pytorch_in_training(torch, size, change, tolerance):
+    variables = change(random_variables(**size))
     tensors = torch_tensors(torch, variables)
-    expected = torch_resnet(torch, tensors, IMAGES, train=True)
-    (expected * torch.tensor(WEIGHTS).permute(0, 3, 1, 2)).sum().backward()
-    grads, (found, stats) = train(variables, IMAGES)
+    expected = torch_resnet(torch, tensors, IMAGES, train=True, **size)
+    (expected * torch.tensor(weights(**size)).permute(0, 3, 1, 2)).sum().backward()
+    grads, (found, stats) = trained(**size)(variables, IMAGES)
     assert relative(found, expected.detach().permute(0, 2, 3, 1)) < 1e-4
     for name, x in to_torch(stats).items():
         assert relative(x, tensors.pop(name)) < 1e-4, name
@@ -164,14 +178,15 @@ def stem(relu, bias=None):
     module, x = Stem(relu=relu), normal(0, 3, 22, 14, 3)
     params = randomized(shapes(module, x, train=False))
     if bias is not None:
-        params["bn"]["bias"] = jnp.full(64, bias)
-    return module.apply({"params": params}, x, train=True, mutable=["batch_stats"])[0]
+        params["bn"]["bias"] = np.full(64, bias, np.float32)
+    return jax.jit(functools.partial(module.apply, train=True, mutable=["batch_stats"]))({"params": params}, x)[0]
 
 
 def test_a_stem_has_a_relu_only_on_request():
-    assert stem(False).min() < 0
-    assert stem(True).min() == 0
-    close(stem(True), np.maximum(stem(False), 0), 0)
+    linear, positive = stem(False), stem(True)
+    assert linear.min() < 0
+    assert positive.min() == 0
+    close(positive, np.maximum(linear, 0), 0)
 
 
 def test_padding_is_never_the_maximum():
@@ -181,7 +196,7 @@ def test_padding_is_never_the_maximum():
 @pytest.mark.slow
 def test_pixels_of_one_modality_reach_its_own_stem_and_the_shared_trunk_only():
     changed = IMAGES | {"ir": 3 + 2 * normal(5, *IMAGES["ir"].shape)}
-    (_, (_, before)), (_, (_, after)) = (train(random_variables(), images) for images in (IMAGES, changed))
+    (_, (_, before)), (_, (_, after)) = (trained()(random_variables(), images) for images in (IMAGES, changed))
     jax.tree.map(np.testing.assert_array_equal, after["rgb_stem"], before["rgb_stem"])
     for name in before.keys() - {"rgb_stem"}:
         for path, x in traverse_util.flatten_dict(before[name]).items():
@@ -189,8 +204,8 @@ def test_pixels_of_one_modality_reach_its_own_stem_and_the_shared_trunk_only():
 
 
 def test_a_joint_pass_equals_one_pass_for_each_modality_in_the_order_of_the_stems():
-    joint = evaluate(dict(reversed(IMAGES.items())))
-    parts = [evaluate({name: IMAGES[name]}) for name in ("rgb", "ir")]
+    joint = evaluate(dict(reversed(IMAGES.items())), **SMALL)
+    parts = [evaluate({name: IMAGES[name]}, **SMALL) for name in ("rgb", "ir")]
     assert relative(joint, np.concatenate(parts)) < 1e-5
 
 
@@ -203,7 +218,7 @@ def test_every_modality_has_its_own_stem():
 def test_images_without_a_stem_are_refused():
     for images in ({}, {"nir": IMAGES["ir"]}, IMAGES | {"nir": IMAGES["ir"]}):
         with pytest.raises(ValueError, match="stems are for .'rgb', 'ir'"):
-            jax.eval_shape(lambda images: ResNet().apply(random_variables(), images, train=False), images)
+            jax.eval_shape(functools.partial(ResNet().apply, train=False), abstract_variables(), images)
     with pytest.raises(ValueError, match="initialisation needs all"):
         shapes(ResNet(), {"rgb": IMAGES["rgb"]}, train=False)
 
@@ -218,7 +233,7 @@ def test_images_without_a_stem_are_refused():
 def test_the_map_has_the_published_size(size, last_stride, expected):
     images = {"rgb": jnp.zeros((2, *size, 3)), "ir": jnp.zeros((3, *size, 3))}
     model = ResNet(last_stride=last_stride)
-    found = jax.eval_shape(lambda images: model.apply(random_variables(), images, train=False), images)
+    found = jax.eval_shape(functools.partial(model.apply, train=False), abstract_variables(), images)
     assert found.shape == (5, *expected, 2048)
 
 
@@ -259,7 +274,7 @@ def test_the_parameter_tree_is_that_of_imported_weights():
     for path in layers - convs:
         expected["params"] |= {f"{path}/scale", f"{path}/bias"}
         expected["batch_stats"] |= {f"{path}/mean", f"{path}/var"}
-    found = {name: set(traverse_util.flatten_dict(tree, sep="/")) for name, tree in random_variables().items()}
+    found = {name: set(traverse_util.flatten_dict(tree, sep="/")) for name, tree in abstract_variables().items()}
     assert found == expected
 
 
@@ -286,7 +301,7 @@ def test_bfloat16_is_close_to_float32_and_statistics_are_float32():
         return ResNet(dtype=jnp.bfloat16).apply(variables, images, train=True, mutable=["batch_stats"])
 
     found, updated = forward(random_variables(), IMAGES)
-    _, (expected, stats) = train(random_variables(), IMAGES)
+    _, (expected, stats) = trained()(random_variables(), IMAGES)
     assert found.dtype == jnp.float32
     assert relative(found, expected) < 0.06
     for path, x in traverse_util.flatten_dict(updated["batch_stats"]).items():

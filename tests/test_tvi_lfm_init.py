@@ -1,5 +1,7 @@
 """Starting TVI-LFM from weights: its stages from each other, parts from several sources, CLIP's text projection."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +23,9 @@ WIDTH, DIM, CLASSES, VOCAB, CONTEXT, TEXT_WIDTH = 2, 64, 5, 11, 7, 12
 IMAGES = {name: jnp.zeros((1, 32, 32, 3)) for name in ("rgb", "ir")}
 
 
-def small_weights(seed, *, dim=DIM, classes=CLASSES, base=False):
-    """Leaves by path of a TVI-LFM with small towers, drawn at random; `dim` is the width of the text projection."""
+@functools.cache
+def small_shapes(dim, classes, base):
+    """Shapes by path of a TVI-LFM with small towers; `dim` is the width of the text projection."""
     key, text = jax.random.PRNGKey(0), TextTower(VOCAB, CONTEXT, TEXT_WIDTH, layers=2, heads=3, dim=dim)
     parts = {
         "image": lambda: ResNet(blocks=(1, 1, 1, 1), width=WIDTH).init(key, IMAGES, train=False),
@@ -35,7 +38,13 @@ def small_weights(seed, *, dim=DIM, classes=CLASSES, base=False):
         for keys, x in traverse_util.flatten_dict(jax.eval_shape(init)).items():
             names = (part, f"base/{part}") if base and part in ("pool", "head") else (part,)
             shapes |= {"/".join((keys[0], name, *keys[1:])): x.shape for name in names}
+    return shapes
+
+
+def small_weights(seed, *, dim=DIM, classes=CLASSES, base=False):
+    """Leaves by path of `small_shapes`, drawn at random."""
     rng = np.random.default_rng(seed)
+    shapes = small_shapes(dim, classes, base)
     return {path: np.asarray(rng.standard_normal(shape), np.float32) for path, shape in shapes.items()}
 
 

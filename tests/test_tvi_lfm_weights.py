@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tvi_lfm_golden as golden
 from flax import traverse_util
+from parity import shapes
 from safetensors.numpy import load_file, save_file
 
 from jax_mmreid.checkpoint import Checkpoints
@@ -16,15 +17,25 @@ from jax_mmreid.models.heads import GeM, Head
 from jax_mmreid.models.resnet import ResNet, Stem
 from jax_mmreid.state import TrainState
 from jax_mmreid.tools import convert
+from jax_mmreid.weights import files, layouts
 from jax_mmreid.weights import init as weights_init
-from jax_mmreid.weights import layouts
 
 EVAL = golden.GOLDENS["eval"]
 
 
 @pytest.fixture(scope="module")
-def variables():
-    weights = layouts.to_ours(golden.state_dict(), "tvi_lfm", {})
+def tensors():
+    """The official state dict of the first stage."""
+    return golden.state_dict()
+
+
+@pytest.fixture(scope="module")
+def weights(tensors):
+    return layouts.to_ours(tensors, "tvi_lfm", {})
+
+
+@pytest.fixture(scope="module")
+def variables(weights):
     return traverse_util.unflatten_dict({path: jnp.asarray(x) for path, x in weights.items()}, sep="/")
 
 
@@ -69,7 +80,7 @@ def embeds(apply, feats):
 
 def test_the_stem(variables):
     parts = {name: variables[name]["image"]["rgb_stem"] for name in ("params", "batch_stats")}
-    x = Stem().apply(parts, golden.images(0), train=False).transpose(0, 3, 1, 2)
+    x = jax.jit(functools.partial(Stem().apply, train=False))(parts, golden.images(0)).transpose(0, 3, 1, 2)
     assert list(x.shape) == EVAL["rgb_stem_shape"]
     golden.check(x, EVAL["rgb_stem"], 1e-5)
     assert float(x.min()) == pytest.approx(EVAL["rgb_stem_min"], rel=1e-5)
@@ -98,10 +109,9 @@ def test_scores_of_all_three_queries(embeds):
     np.testing.assert_allclose(queries[0] @ embeds["gallery_rgb"].T, EVAL["mer_score_row0"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "classes, total", [(395, 88_545_154), (206, 88_158_082), (713, 89_196_418)], ids=["sysu", "regdb", "llcm"]
-)
-def test_parameter_counts(classes, total):
+@pytest.fixture(scope="module")
+def towers():
+    """The number of parameters of every part but the head."""
     images = {name: jnp.zeros((1, 32, 32, 3)) for name in ("rgb", "ir")}
     tower = TextTower(vocab=49408, context=77, width=512, layers=12, heads=8, dim=2048)
 
@@ -111,29 +121,37 @@ def test_parameter_counts(classes, total):
             "image": ResNet().init(key, images, train=False)["params"],
             "pool": GeM().init(key, jnp.ones((1, 2, 2, 2048)))["params"],
             "text": tower.init(key, jnp.zeros((1, 77, 512)), 0)["params"],
-            "head": Head(classes, neck_bias=True).init(key, jnp.zeros((1, 2048)), train=False)["params"],
             "logit_scale": jnp.zeros(()),
         }
 
-    counts = {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in jax.eval_shape(init).items()}
-    assert counts["image"] + counts["pool"] == 23_517_569
-    assert counts["text"] == 64_214_528
-    assert counts["head"] == 4096 + 2048 * classes
-    assert sum(counts.values()) == total
+    return {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in jax.eval_shape(init).items()}
+
+
+@pytest.mark.parametrize(
+    "classes, total", [(395, 88_545_154), (206, 88_158_082), (713, 89_196_418)], ids=["sysu", "regdb", "llcm"]
+)
+def test_parameter_counts(towers, classes, total):
+    assert towers["image"] + towers["pool"] == 23_517_569
+    assert towers["text"] == 64_214_528
+    head = shapes(Head(classes, neck_bias=True), jnp.zeros((1, 2048)), train=False)
+    head = sum(x.size for x in jax.tree.leaves(head))
+    assert head == 4096 + 2048 * classes
+    assert sum(towers.values()) + head == total
 
 
 # The official names for our leaves.
 
 
-@pytest.fixture(scope="module")
-def second_stage():
-    return golden.state_dict(second_stage=True)
+def narrow(second_stage):
+    """Every tensor of the official state dict, its widths divided by four."""
+    official = golden.names_and_shapes(second_stage=second_stage)
+    return {name: golden.draw(name, tuple(n if n % 64 else n // 4 for n in x)) for name, x in official.items()}
 
 
-def test_every_leaf_is_found_under_its_official_name(second_stage):
-    weights = layouts.to_ours(second_stage, "tvi_lfm", {})
-    tree = traverse_util.unflatten_dict(weights, sep="/")
-    for name, x in second_stage.items():
+def test_every_leaf_is_found_under_its_official_name():
+    tensors = narrow(second_stage=True)
+    tree = traverse_util.unflatten_dict(layouts.to_ours(tensors, "tvi_lfm", {}), sep="/")
+    for name, x in tensors.items():
         if not name.endswith("num_batches_tracked"):
             np.testing.assert_array_equal(golden.official(tree, name), x, err_msg=name)
 
@@ -144,7 +162,7 @@ def test_a_leaf_is_found_in_a_tree_without_the_others():
     np.testing.assert_array_equal(golden.official(tree, "classifier.classifier.weight"), gradient.T)
 
 
-# Files, folders and runs of full size.
+# Files, folders and runs.
 
 
 def assert_same(found, expected):
@@ -154,11 +172,22 @@ def assert_same(found, expected):
         assert np.asarray(found[path]).tobytes() == x.tobytes(), path
 
 
+def test_weights_of_full_size_are_given_their_official_names_bit_by_bit(tensors, weights):
+    assert_same(layouts.from_ours(weights, "tvi_lfm"), tensors)
+
+
 @pytest.mark.parametrize("stage, count", [pytest.param("base", 481, marks=pytest.mark.slow), ("lfm", 488)])
-def test_a_run_is_written_as_an_official_checkpoint_and_read_again_bit_by_bit(second_stage, tmp_path, stage, count):
+@pytest.mark.parametrize("make", [narrow, pytest.param(golden.state_dict, marks=pytest.mark.slow)])
+def test_a_run_is_written_as_an_official_checkpoint_and_read_again_bit_by_bit(
+    make, stage, count, tmp_path, monkeypatch
+):
     """File -> folder -> state of a run -> its workdir -> file, all of it exact."""
-    tensors = {name: x for name, x in second_stage.items() if stage == "lfm" or not name.startswith("backup_")}
+    tensors = make(second_stage=stage == "lfm")
     assert len(tensors) == count
+    if make is narrow:
+        # What refuses other widths than the official ones.
+        monkeypatch.setattr(files, "ResNet", functools.partial(ResNet, width=16))
+        monkeypatch.setitem(layouts.FIXED, "tvi_lfm", {})
     save_file(tensors, tmp_path / "official.safetensors")
     convert.convert(str(tmp_path / "official.safetensors"), tmp_path / "folder")
     weights = weights_init.load(tmp_path / "folder")
@@ -172,7 +201,8 @@ def test_a_run_is_written_as_an_official_checkpoint_and_read_again_bit_by_bit(se
 
 def state_like(weights):
     """A state with zeros for these weights, images and base frozen as in stage "lfm"."""
-    flat = {tuple(p.split("/")): jnp.zeros(x.shape) for p, x in weights.items() if not p.startswith("extra/")}
+    found = {tuple(p.split("/")): np.shape(x) for p, x in weights.items() if not p.startswith("extra/")}
+    flat = {keys: jax.device_put(np.zeros(shape, np.float32)) for keys, shape in found.items()}
     frozen = {keys[1:]: x for keys, x in flat.items() if keys[0] == "params" and keys[1] in ("image", "base")}
     fields = {
         "params": {keys[1:]: x for keys, x in flat.items() if keys[0] == "params" and keys[1:] not in frozen},
