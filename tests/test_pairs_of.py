@@ -213,7 +213,9 @@ def test_the_row_stands_behind_the_mean_if_anything_may_be_missing():
 @pytest.mark.parametrize("name", ["rgbnt201", "rgbnt100", "msvr310", "manifest", "quickstart"])
 def test_configs_of_miss_reid_take_pairs_as_an_argument_that_changes_no_run(name):
     plain, config = load_config(name), load_config(name, "pairs=1")
-    assert [row for row in config.evals if row not in plain.evals] == ["pairs", "zero/pairs"]
+    mixed = [f"mixed gallery/{name}" for name in ("embed", "zero", "common")]
+    assert [row for row in config.evals if row not in plain.evals] == ["pairs", "zero/pairs", "common/pairs", *mixed]
+    assert config.evals["common/pairs"].to_dict() == dict(pairs_of=SEVEN, similarity="common")
     assert list(config.evals)[8] == "pairs" and config.evals.pairs.pairs_of == SEVEN
     assert config_hash(config) == config_hash(plain) and difference(to_json(plain), config) == []
     assert config.published == plain.published
@@ -222,9 +224,18 @@ def test_configs_of_miss_reid_take_pairs_as_an_argument_that_changes_no_run(name
         load_config(name, "pairs=2")
 
 
+def test_pairs_of_another_similarity_are_all_measured_and_refused_as_rows_are(monkeypatch):
+    rows = missing_evals(("rgb", "tir"), "test", "same_camera")
+    rows |= {"common": dict(pairs_of=("full", "no_r", "no_t"), similarity="common", fallback="none")}
+    results, asked = run_rows(rows, monkeypatch)
+    pairs = [row for row in asked if "pair" in row]
+    assert len(pairs) == 9 and {row["similarity"] for row in pairs} == {"common"}
+    assert results["common/full>full"]["mAP"] != results["full"]["mAP"]
+
+
 def test_every_imputation_has_pairs_and_other_methods_have_none():
     config = load_config("quickstart", "init=clip,modalities=rgb/tir,pairs=yes")
-    assert [row for row in config.evals if "pairs" in row] == ["pairs", "zero/pairs", "alone/pairs"]
+    assert [row for row in config.evals if "pairs" in row] == ["pairs", "zero/pairs", "alone/pairs", "common/pairs"]
     assert config.evals["alone/pairs"].pairs_of == ("alone/full", "alone/no_r", "alone/no_t")
     assert "pairs" not in load_config("quickstart", "row=A,modalities=ir,pairs=1").evals
     for method in ("tvi_lfm", "clip"):

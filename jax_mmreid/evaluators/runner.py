@@ -4,7 +4,8 @@ A row is a dict. `kind` (default "retrieval") names a module of this package; it
 may have `group`, rows of one group share a table, and `setting`, its label in that table. A row with `mean_of=(names)`
 is the mean of other rows' results, all of one kind. A row NAME with `pairs_of=(names)` stands for rows
 NAME/QUERY>GALLERY, the query of every named row against the gallery of every one; those must be retrieval rows that
-differ in nothing else. In NAME/QUERY>GALLERY a named row is called by its setting, by its name if it has none.
+differ in nothing else. In NAME/QUERY>GALLERY a named row is called by its setting, by its name if it has none. The row
+may have `similarity` and `fallback`, which then are those of its pairs.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from jax_mmreid.evaluators.retrieval import Retrieval
 from jax_mmreid.methods import Method
 
 NOT_KINDS = ("encoder", "programs", "runner")  # modules of this package that are no kinds of evaluation
+OF_PAIRS = ("similarity", "fallback")  # fields of rows that one with `pairs_of` may change
 DERIVED = ("mean_of", "pairs_of")  # a row with one of these takes its results from those of others
 Rows = Mapping[str, dict]
 
@@ -43,7 +45,12 @@ def check(rows: Rows, data: Data) -> None:
             for part in row[key]:
                 if part not in measured:
                     raise ConfigError(f"{key} names {part!r}; it can name {', '.join(measured)}")
-            (_check_pairs if key == "pairs_of" else _check_mean)(name, rows)
+            if key == "mean_of":
+                _check_mean(name, rows)
+                continue
+            _check_pairs(name, rows)
+            for part in row["pairs_of"]:
+                _evaluator(rows[part] | _changed(row)).check(data)
 
 
 def check_method(rows: Rows, method: Method, variables: Any, data: Data) -> None:
@@ -51,7 +58,9 @@ def check_method(rows: Rows, method: Method, variables: Any, data: Data) -> None
 
     `variables` are those of the method or their shapes. Traces the method once per split and once per vector.
     """
-    measured = {name: _evaluator(row) for name, row in rows.items() if not _is_derived(row)}
+    # Pairs have the sides of the rows that they are of, so those of a row with itself stand for all.
+    alone = {name: row for name, row in _expand(rows).items() if len(set(row.get("pair", ()))) < 2}
+    measured = {name: _evaluator(row) for name, row in alone.items() if not {"mean_of", "same_as"} & row.keys()}
     uses = {}
     for evaluator in measured.values():
         for split, use in evaluator.uses():
@@ -169,14 +178,25 @@ def _expand(rows: Rows) -> dict[str, dict]:
     """The rows, with all its pairs instead of a row with `pairs_of`; a row against itself is `same_as` that row."""
     found = {}
     for name, row in rows.items():
-        if "pairs_of" not in row:
-            found[name] = row
-        for query, gallery in itertools.product(row.get("pairs_of", ()), repeat=2):
-            ends = [_end(rows, query), _end(rows, gallery)]
-            pair = {"same_as": query} if query == gallery else rows[query] | {"gallery": rows[gallery]["gallery"]}
-            pair = {key: x for key, x in pair.items() if key not in LABELS}
-            found[f"{name}/{'>'.join(ends)}"] = pair | {"group": name, "pair": ends}
+        found |= _pairs(name, rows) if "pairs_of" in row else {name: row}
     return found
+
+
+def _pairs(name: str, rows: Rows) -> dict[str, dict]:
+    """The pairs that a row with `pairs_of` stands for."""
+    found, changed = {}, _changed(rows[name])
+    for query, gallery in itertools.product(rows[name]["pairs_of"], repeat=2):
+        ends = [_end(rows, query), _end(rows, gallery)]
+        same = query == gallery and not changed
+        pair = {"same_as": query} if same else rows[query] | {"gallery": rows[gallery]["gallery"]} | changed
+        pair = {key: x for key, x in pair.items() if key not in LABELS}
+        found[f"{name}/{'>'.join(ends)}"] = pair | {"group": name, "pair": ends}
+    return found
+
+
+def _changed(row: dict) -> dict:
+    """What a row with `pairs_of` changes in the rows that it names."""
+    return {key: x for key, x in row.items() if key in OF_PAIRS}
 
 
 def _end(rows: Rows, name: str) -> str:
@@ -194,7 +214,7 @@ def _check_mean(name: str, rows: Rows) -> None:
 def _check_pairs(name: str, rows: Rows) -> None:
     """Raises ConfigError if the pairs of rows are not of kind retrieval, or if two would have one name."""
     parts = rows[name]["pairs_of"]
-    check_keys("the row", rows[name], ("pairs_of",))
+    check_keys("the row", rows[name], ("pairs_of",), OF_PAIRS)
     ends = {_end(rows, part) for part in parts}
     if len(ends) < max(2, len(parts)) or ">" in "".join(ends):
         raise ConfigError(f"pairs_of={parts}, expected two rows or more of different settings, without '>' in them")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from jax_mmreid.batch import MODALITIES
 from jax_mmreid.config import ConfigDict, base_config, check_choices, parse_eta
 from jax_mmreid.errors import ConfigError
-from jax_mmreid.recipes.missing_settings import missing_evals
+from jax_mmreid.recipes.missing_settings import FULL, missing_evals
 from jax_mmreid.recipes.towers import TOWER_SHARDING, TOWERS
 
 # Rows of Table 1 of the paper: (bhipr, iosm, ldmmc).
@@ -82,18 +82,31 @@ class Evaluation:
     incomplete: str = "error"
     # Of rows with text features, other imputations to evaluate too, in groups of their names; see MissReID.imputation.
     imputations: Sequence[str] = ("zero",)
-    pairs: bool = False
+    pairs: bool = False  # with them also pairs of similarity "common", and a mixed gallery
     rerank: bool = False  # the settings with k-reciprocal re-ranking too, in the group "reranked"
 
     def rows(self, modalities: Sequence[str], *, has_text: bool) -> dict[str, dict]:
         """Rows for `config.evals`."""
         common = dict(splits=self.splits, junk=self.junk, incomplete=self.incomplete)
         found = missing_evals(modalities, **common, pairs=self.pairs)
+        plain = {name: row for name, row in found.items() if "query" in row}
         for name in self.imputations if has_text else ():
             found |= missing_evals(modalities, **common, group=name, options={"imputation": name}, pairs=self.pairs)
+        if self.pairs and len(plain) > 1:
+            imputations = self.imputations if has_text else ()
+            found["common/pairs"] = dict(pairs_of=tuple(plain), similarity="common")
+            found |= _mixed_gallery(plain[FULL], {name: dict(options={"imputation": name}) for name in imputations})
         if self.rerank:
             found |= missing_evals(modalities, **common, group="reranked", rerank=RERANK)
         return found
+
+
+def _mixed_gallery(full: dict, others: Mapping[str, dict]) -> dict[str, dict]:
+    """The full setting where each gallery row shows a random subset of its pictures, compared in several ways."""
+    full = {key: x for key, x in full.items() if key not in ("group", "setting")}
+    full["gallery"] = full["gallery"] | dict(mixed=0)
+    forms = {"embed": {}} | others | {"common": dict(similarity="common")}
+    return {f"mixed gallery/{name}": full | changes for name, changes in forms.items()}
 
 
 def miss_reid(

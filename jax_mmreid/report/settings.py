@@ -63,6 +63,20 @@ def heat_map(title: str, values: Mapping[tuple[str, str], float], modalities: Se
     return matrix(title, {pair: _shaded(x) for pair, x in values.items()}, modalities)
 
 
+def pair_means(values: Mapping[tuple[str, str], float], modalities: Sequence[str]) -> str:
+    """The means of {(query, gallery): fraction} in a sentence, by what the two settings share; "" of other pairs."""
+    uses = {name: set(use) for name, use in missing_settings.settings(modalities).items()}
+    if not {name for pair in values for name in pair} <= uses.keys():
+        return ""
+    groups = {"of all pairs": list(values.values()), "that differ and share a modality": [], "that share none": []}
+    for (query, gallery), x in values.items():
+        if query != gallery:
+            shared = uses[query] & uses[gallery]
+            groups["that differ and share a modality" if shared else "that share none"].append(x)
+    means = (f"{100 * sum(x) / len(x):.1f} {what} ({len(x)})" for what, x in groups.items() if x)
+    return f"Mean: {', '.join(means)}."
+
+
 def matrix(title: str, cells: Mapping[tuple[str, str], str], modalities: Sequence[str]) -> list[str]:
     """A title and a table of {(query, gallery): text}."""
     labels = missing_settings.labels(modalities)

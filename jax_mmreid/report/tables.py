@@ -65,7 +65,8 @@ def _tables(kind: Kind) -> Iterator[list[str]]:
     for group, names in forms.pairs.items():
         for title, key in kind.main.items():
             values = {pair: kind.evals[name][key] for pair, name in names.items()}
-            yield settings.heat_map(f"{group}: {title}", values, kind.modalities)
+            means = settings.pair_means(values, kind.modalities)
+            yield settings.heat_map(f"{group}: {title}", values, kind.modalities) + (["", means] if means else [])
     if forms.lines:
         yield _lines(kind, forms.lines)
 
