@@ -29,12 +29,9 @@ TERMS["F"] = TERMS["D"] | TERMS["E"]
 @pytest.mark.parametrize("row", "ABCDEF")
 def test_every_row_of_table_1_has_its_terms(drawn, row):
     exp, data, _ = start_shapes(tiny_config(drawn, row=row))
-    early, late = (
-        jax.eval_shape(
-            loss_of(phase.method), exp.abstract, float_batch(np.random.default_rng(0), 8, data.spec.modalities)
-        )
-        for phase in (exp.phases[0], exp.phases[-1])
-    )
+    batch = float_batch(np.random.default_rng(0), 8, data.spec.modalities)
+    found = [jax.eval_shape(loss_of(phase.method), exp.abstract, batch) for phase in exp.phases]
+    early, late = found[0], found[-1]
     assert set(late.terms) == TERMS[row]
     assert set(early.terms) == {name for name in TERMS[row] if not name.startswith("text_")}
     assert bool(late.updates["memory"]) == (row in "BDEF")
