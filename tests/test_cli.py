@@ -32,7 +32,7 @@ QUICKSTART = f"--config={ROOT}/configs/quickstart.py:row=A"
 
 def run(*args):
     """The command in a process of its own, on one device."""
-    env = os.environ | {"XLA_FLAGS": "", "COLUMNS": "80"}
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "80"}
     command = [sys.executable, "-m", "jax_mmreid.main", *args]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
@@ -46,8 +46,8 @@ def complaint(done):
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys, tmp_path):
-    """A function like `run` and `complaint` together, in this process; any exception that gets out fails the test."""
+def called(monkeypatch, capsys, tmp_path):
+    """A function like `run` in this process, (exit code, stdout, stderr); an exception that gets out fails the test."""
     monkeypatch.chdir(tmp_path)
 
     def call(*args):
@@ -58,7 +58,17 @@ def refused(monkeypatch, capsys, tmp_path):
                 code = main.main(main.parse(argv))
             except SystemExit as end:
                 code = end.code
-        out, err = capsys.readouterr()
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(called):
+    """A function like `run` and `complaint` together, in this process."""
+
+    def call(*args):
+        code, out, err = called(*args)
         assert out == ""
         (line,) = err.splitlines()
         assert line.startswith("jax_mmreid: ")
@@ -137,21 +147,19 @@ def test_a_workdir_of_another_config_names_the_field(trained, pictures, refused)
         assert code == 2 and str(workdir) in line and "seed (1111 -> 7)" in line
 
 
-def test_a_run_of_another_config_can_be_forced(trained, pictures, tmp_path):
+def test_a_run_of_another_config_can_be_forced(trained, pictures, tmp_path, called):
     workdir, results, _ = trained
     shutil.copytree(workdir, tmp_path / "run")
-    done = run(*on(pictures, tmp_path / "run"), "--config.seed=7", "--mode=eval", "--force")
-    assert done.returncode == 0, done.stderr
-    assert "another config: seed (1111 -> 7)." in done.stdout
+    code, out, err = called(*on(pictures, tmp_path / "run"), "--config.seed=7", "--mode=eval", "--force")
+    assert (code, err) == (0, "") and "another config: seed (1111 -> 7)." in out
     again = json.loads((tmp_path / "run" / "results.json").read_text())
     assert again["evals"] == results["evals"] and again["forced"] == ["seed (1111 -> 7)"]
 
 
-def test_the_weights_of_a_run_are_measured_in_a_workdir_of_their_own(trained, pictures, tmp_path):
+def test_the_weights_of_a_run_are_measured_in_a_workdir_of_their_own(trained, pictures, tmp_path, called):
     workdir, results, _ = trained
-    done = run(*on(pictures, tmp_path / "new"), f"--config.init={workdir}", "--mode=eval", "--step=init")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"Weights of {workdir}, config ")
+    code, out, err = called(*on(pictures, tmp_path / "new"), f"--config.init={workdir}", "--mode=eval", "--step=init")
+    assert (code, err) == (0, "") and out.startswith(f"Weights of {workdir}, config ")
     again = json.loads((tmp_path / "new" / "results_init.json").read_text())
     assert again["evals"] == results["evals"] and not (tmp_path / "new" / "config.json").exists()
 
@@ -162,8 +170,8 @@ def test_a_checkpoint_that_does_not_exist_is_named(trained, pictures, refused):
     assert code == 2 and "no checkpoint '3'; there are " in line
 
 
-def test_a_missing_data_folder_is_named_with_the_command_that_makes_one(tmp_path):
-    code, line = complaint(run(*on(tmp_path / "nowhere", tmp_path / "run")))
+def test_a_missing_data_folder_is_named_with_the_command_that_makes_one(tmp_path, refused):
+    code, line = refused(*on(tmp_path / "nowhere", tmp_path / "run"))
     assert code == 3 and f"no data folder '{tmp_path}/nowhere'" in line
     assert f"python -m input_pipeline.synthesize --layout=rgbnt201 --output={tmp_path}/nowhere" in line
 
