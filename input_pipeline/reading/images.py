@@ -62,6 +62,15 @@ def decode(data: bytes, name: str, range16: tuple[int, int] = RANGE16) -> np.nda
     return _decode_any(data, name, range16) if pixels is None else pixels
 
 
+def size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height of a picture file by its header alone; raises BadImageError as `decode`."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    except BROKEN as error:
+        raise _broken(data, name, error) from error
+
+
 def fit(
     pixels: np.ndarray, name: str, size: tuple[int, int], resample: Image.Resampling, part: int | None = None
 ) -> np.ndarray:
@@ -111,10 +120,14 @@ def _decode_any(data: bytes, name: str, range16: tuple[int, int]) -> np.ndarray:
                 )
             return np.asarray(image.convert("RGB"))
     except BROKEN as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, UnidentifiedImageError):  # whose message names a buffer
-            reason = "not a picture of a known format" if data else "the file is empty"
-        raise BadImageError(f"images: cannot read {name} ({reason}); replace the file or remove it") from error
+        raise _broken(data, name, error) from error
+
+
+def _broken(data: bytes, name: str, error: Exception) -> BadImageError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # whose message names a buffer
+        reason = "not a picture of a known format" if data else "the file is empty"
+    return BadImageError(f"images: cannot read {name} ({reason}); replace the file or remove it")
 
 
 def _to_8_bits(pixels: np.ndarray, range16: tuple[int, int]) -> np.ndarray:
