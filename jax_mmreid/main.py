@@ -6,6 +6,7 @@ this project and shows a traceback.
 
 import argparse
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -19,6 +20,10 @@ from jax_mmreid.errors import ConfigError, DataError, NonFiniteError, PreemptedE
 log = logging.getLogger(__name__)
 
 EXIT_CODES = {ConfigError: 2, DataError: 3, NonFiniteError: 4, PreemptedError: 75}
+NEXT = (
+    "Search your own pictures: python -m jax_mmreid.tools.embed --workdir=%s --store=gallery FOLDER; "
+    "see docs/own_pictures.md"
+)
 OVERRIDE = "--config."  # of one field, as in --config.optim.lr.tower=1e-5
 
 CONFIG = flags.DEFINE_string(
@@ -60,6 +65,7 @@ def main(argv: list[str]) -> int:
             print(tables.markdown(run.evaluate(config, WORKDIR.value, STEP.value, FORCE.value)))
         else:
             print(tables.markdown(run.train_and_evaluate(config, WORKDIR.value)))
+            log.info(NEXT, shlex.quote(WORKDIR.value))
 
     return run_as_command(command)
 

@@ -127,9 +127,9 @@ def test_columns_are_those_of_the_records(tree):
 
 
 def test_a_pass_that_loses_or_repeats_a_row_is_noticed(tree, monkeypatch):
-    stream = loader._stream
+    stream = loader.stream
     for change in (lambda batches: batches[:1], lambda batches: [*batches, batches[1]]):
-        monkeypatch.setattr(loader, "_stream", lambda *args, change=change: iter(change(list(stream(*args)))))
+        monkeypatch.setattr(loader, "stream", lambda *args, change=change: iter(change(list(stream(*args)))))
         passing = opened(tree, missing=MASKS | {"eta": (0.0, 0.0, 0.0)}).split("test")
         with pytest.raises(RuntimeError, match="3 of 13 rows did not come once in a pass; the first is 10"):
             list(passing)

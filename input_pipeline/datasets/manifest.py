@@ -9,6 +9,7 @@
     camid, view                whole numbers, optional; without a camid every test picture is its own camera
     rgb, nir, tir, ir          files below the folder of the table, relative to it: the modalities of jax_mmreid.batch
     caption_rgb, caption_nir   captions of the picture, optional; caption_tir, caption_ir likewise
+    time                       when the pictures were taken, optional; not read here, but by `own_pictures`
 
 A row holds the pictures of one moment. Rows are sorted by their files, whatever their order in the table.
 """
@@ -29,7 +30,7 @@ from jax_mmreid.batch import MODALITIES
 from jax_mmreid.errors import ConfigError, DataError
 
 CAPTIONS = {m: f"caption_{m}" for m in MODALITIES}
-COLUMNS = ("split", "pid", "camid", "view", *MODALITIES, *CAPTIONS.values())
+COLUMNS = ("split", "pid", "camid", "view", *MODALITIES, *CAPTIONS.values(), "time")
 SPLITS = (("train", "test"), ("train", "query", "gallery"))
 NUMBER = re.compile(r"[0-9]{1,9}")  # fits int32
 
@@ -127,9 +128,21 @@ def _parse(path: str, line: int, cells: dict[str, str]) -> Row:
         tables.fail(path, line, f"split is {cells['split']!r}; write train, test, query or gallery")
     if not cells["pid"]:
         tables.fail(path, line, "pid is empty; write the identity of the pictures")
+    captions = {name: cells[column] for name, column in CAPTIONS.items()}
+    camid, view = numbers(path, line, cells)
+    return Row(line, cells["split"], cells["pid"], camid, view, pictures(path, line, cells), captions)
+
+
+def numbers(path: str, line: int, cells: dict[str, str]) -> tuple[int, int]:
+    """camid, -1 in an empty cell, and view, 0 in one; raises DataError for what is no number."""
     for column in ("camid", "view"):
         if cells[column] and not NUMBER.fullmatch(cells[column]):
             tables.fail(path, line, f"{column} is {cells[column]!r}; write a whole number from 0 to 999999999")
+    return int(cells["camid"] or -1), int(cells["view"] or 0)
+
+
+def pictures(path: str, line: int, cells: dict[str, str]) -> dict[str, str]:
+    """{modality: file}, "" where there is none; raises DataError for a file out of the folder, and without any."""
     for m in MODALITIES:
         text = cells[m]
         parts = PureWindowsPath(text)  # parses both kinds of slashes, and drives
@@ -138,8 +151,7 @@ def _parse(path: str, line: int, cells: dict[str, str]) -> Row:
     paths = {m: posixpath.normpath(cells[m]) if cells[m] else "" for m in MODALITIES}
     if not any(paths.values()):
         tables.fail(path, line, f"no picture in any of {', '.join(MODALITIES)}; name one or remove the row")
-    captions = {name: cells[column] for name, column in CAPTIONS.items()}
-    return Row(line, cells["split"], cells["pid"], int(cells["camid"] or -1), int(cells["view"] or 0), paths, captions)
+    return paths
 
 
 def _check_distinct(path: str, rows: list[Row]) -> None:

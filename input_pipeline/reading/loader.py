@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -113,13 +114,14 @@ class Reader:
     def _fill(self, row: int, resample: Image.Resampling, out: dict[int, np.ndarray], present: np.ndarray) -> None:
         """Writes the pictures of a row into `out` and sets `present` to False for those that are dropped."""
         keep = self._cached is not None and resample == (self.evaluation if self.split.label is None else self.training)
-        files = {}
+        names, files = tuple(self.split.records.paths), {}
         for column in np.flatnonzero(present):
             if keep and self._done[row, column]:
                 out[column][...] = self._cached[column][row]
                 continue
             try:
-                out[column][...] = self._picture(row, column, resample, files)
+                settings = dict(size=self.image_size, resample=resample, range16=self._range16)
+                out[column][...] = picture(self.split.records, names[column], row, files=files, **settings)
             except images.BadImageError as error:
                 if not self._drop:
                     raise
@@ -129,20 +131,6 @@ class Reader:
             if keep:
                 self._cached[column][row] = out[column]
                 self._done[row, column] = True
-
-    def _picture(self, row: int, column: int, resample: Image.Resampling, files: dict) -> np.ndarray:
-        """One picture; `files` caches what was read for this row, since a file may hold several of its pictures."""
-        records = self.split.records
-        name = tuple(records.paths)[column]
-        path = records.path(name, row)
-        if records.packed is not None:
-            files.update(files or records.packed[records.rows[row]])
-            pixels = images.decode(files[name], path, self._range16)
-        else:
-            if path not in files:
-                files[path] = images.read(path, self._range16)
-            pixels = files[path]
-        return images.fit(pixels, path, self.image_size, resample, records.part(name, row))
 
     def _replace(self, row: int, resample: Image.Resampling, out: dict[int, np.ndarray], present: np.ndarray) -> int:
         """Reads the next row of the identity that can replace `row`, and returns its number."""
@@ -179,6 +167,31 @@ class Reader:
         log.warning("dropped from training (%d of %d pictures so far): %s", count, whole, error)
 
 
+def picture(
+    records: Records,
+    modality: str,
+    row: int,
+    *,
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    range16: tuple[int, int],
+    files: dict,
+) -> np.ndarray:
+    """One picture of a row, [H,W,3] uint8; raises DataError as `images.read` and `images.fit`.
+
+    `files` caches what was read for this row, since a file may hold several of its pictures.
+    """
+    path = records.path(modality, row)
+    if records.packed is not None:
+        files.update(files or records.packed[records.rows[row]])
+        pixels = images.decode(files[modality], path, range16)
+    else:
+        if path not in files:
+            files[path] = images.read(path, range16)
+        pixels = files[path]
+    return images.fit(pixels, path, size, resample, records.part(modality, row))
+
+
 def train_batches(
     reader: Reader,
     sampler: IdentitySampler | PairSampler,
@@ -207,7 +220,7 @@ def train_batches(
         paraphrase_mask = {m: mask[mine] for m, mask in captions.paraphrase_mask(step, len(rows)).items()}
         return captions.add(batch, {m: shown.get(m, batch["index"]) for m in captions.captions}, paraphrase_mask)
 
-    return _stream(make, start, stop, threads)
+    return stream(make, start, stop, threads)
 
 
 def eval_batches(reader: Reader, batch_size: int, *, threads: int, shard: tuple[int, int]) -> Iterator[Batch]:
@@ -230,7 +243,7 @@ def eval_batches(reader: Reader, batch_size: int, *, threads: int, shard: tuple[
         return batch if captions is None else captions.add(batch, dict.fromkeys(captions.captions, shown), {})
 
     seen = np.zeros(N, np.int32)
-    for batch in _stream(make, 0, -(-N // batch_size), threads):
+    for batch in stream(make, 0, -(-N // batch_size), threads):
         np.add.at(seen, batch["index"][batch["valid"]], 1)
         yield batch
     mine = np.arange(N) % batch_size // (batch_size // shard[1]) == shard[0]
@@ -245,7 +258,7 @@ def _block(rows: int, shard: tuple[int, int]) -> slice:
     return slice(shard[0] * each, (shard[0] + 1) * each)
 
 
-def _stream(make: Callable[[int], Batch], start: int, stop: int, threads: int) -> Iterator[Batch]:
+def stream(make: Callable[[int], Any], start: int, stop: int, threads: int) -> Iterator[Any]:
     """make(start), ..., make(stop - 1) in order, computed ahead by `threads` threads (0: by the caller)."""
     if stop <= start:
         return
