@@ -51,7 +51,8 @@ async def read_query(request: Any, modalities: Sequence[str], captions: Sequence
                 raise RefusedError(422, f"{field} is a file; send the sentence itself")
             texts[modality] = value.strip()
         elif isinstance(value, str):
-            raise RefusedError(422, f"{field} is not a file; send a picture")
+            if value:
+                raise RefusedError(422, f"{field} is not a file; send a picture")
         elif data := await value.read():
             pictures[modality] = Upload(shown(value.filename or "picture"), data)
         elif value.filename:
