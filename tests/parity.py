@@ -40,7 +40,7 @@ def close(a, b, tolerance):
 
 
 def stds(params):
-    return {"/".join(path): float(np.std(x)) for path, x in traverse_util.flatten_dict(params).items()}
+    return {"/".join(path): float(np.std(np.asarray(x))) for path, x in traverse_util.flatten_dict(params).items()}
 
 
 def to_torch(params):

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
-from conftest import start, tiny_clip_config, tiny_config, tiny_tvi_config
+from conftest import open_tiny, start, tiny_clip_config, tiny_config, tiny_tvi_config
 from flax import traverse_util
+from watched import few
 
+from jax_mmreid import evaluate, train
 from jax_mmreid.weights import files
 
 START = """
@@ -20,17 +23,12 @@ if int(count) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
 """
 RUN = """
-method, folder, workdir, init, changes = given
+make, folder, workdir, init, changes = given
 import json
-import conftest
-from conftest import open_tiny
-from jax_mmreid import distributed, evaluate, train
-common = {"mesh.data": -1, "data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3, "init": init}
-config = getattr(conftest, method)(folder, **common | json.loads(changes))
-config.missing.eta = (0.3,) * 3 if len(config.data.modalities) == 3 else (0.0,) * 2
-data = open_tiny(config, distributed.shard())
-train.train(config, workdir, data)
-evaluate.evaluate(config, workdir, data)
+import conftest, test_processes, watched
+from jax_mmreid import distributed
+make = getattr(watched if make == "few" else conftest, make)
+test_processes.train_and_evaluate(make, folder, workdir, init, json.loads(changes), distributed.shard())
 """
 
 RANK = """
@@ -60,7 +58,7 @@ evaluate.evaluate(config, workdir, data, step="init")
 
 def run(script, count, port, *given, devices=8, flags=""):
     """Runs a script by `count` processes that share so many virtual devices; `flags` are further ones of XLA."""
-    flags = f"--xla_force_host_platform_device_count={devices // count} {flags}"
+    flags = f"{flags} --xla_force_host_platform_device_count={devices // count}"  # the last of equal flags counts
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     command = [sys.executable, "-c", START + script]
@@ -77,7 +75,7 @@ def run(script, count, port, *given, devices=8, flags=""):
 
 def random_weights(config, file):
     """A file of the weights that the config starts with."""
-    variables = start(config)[2].variables
+    variables = start(config, jax.devices())[2].variables
     weights = traverse_util.flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
     files.export(file, weights, "jax_mmreid")
     return file
@@ -107,17 +105,28 @@ def test_tables_are_the_same_on_any_devices_and_processes(tmp_path, port, drawn)
     assert results[0] == results[1] == results[2] and len(results[0]) == 8 + 8 + 49
 
 
-def assert_two_processes_equal_one(make, folder, tmp_path, port, changes, **options):
-    """Trains and evaluates by one and by two processes from the same weights."""
+def train_and_evaluate(make, folder, workdir, init, changes, shard=(0, 1)):
+    """Two epochs with an evaluation after each, or what `changes` say, and then `evaluate`."""
+    common = {"data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3, "init": str(init)}
+    config = make(folder, **common | changes)
+    config.missing.eta = (0.0 if make is tiny_tvi_config else 0.3,) * len(config.data.modalities)
+    data = open_tiny(config, shard)
+    train.train(config, workdir, data)
+    evaluate.evaluate(config, workdir, data)
+
+
+def assert_two_processes_equal_one(make, folder, tmp_path, port, devices, changes):
+    """Trains and evaluates from the same weights, here on so many devices, and by two processes that share as many."""
+    changes |= {"mesh.data": devices}
     init = random_weights(make(folder, seed=2, **changes), tmp_path / "init.safetensors")
-    for count in (1, 2):
-        given = make.__name__, folder, tmp_path / str(count), init, json.dumps(changes)
-        run(RUN, count, port, *given, **options)
-    one, two = (json.loads((tmp_path / str(count) / "results.json").read_text()) for count in (1, 2))
+    train_and_evaluate(make, folder, tmp_path / "1", init, changes)
+    given = make.__name__, folder, tmp_path / "2", init, json.dumps(changes)
+    run(RUN, 2, port, *given, devices=devices, flags=os.environ["XLA_FLAGS"])
+    one, two = (json.loads((tmp_path / count / "results.json").read_text()) for count in "12")
     assert one["config_hash"] == two["config_hash"]
     for name, row in one["evals"].items():
         assert row == pytest.approx(two["evals"][name], abs=1e-6), name
-    lines = [(tmp_path / str(count) / "metrics.jsonl").read_text().splitlines() for count in (1, 2)]
+    lines = [(tmp_path / count / "metrics.jsonl").read_text().splitlines() for count in "12"]
     assert len(lines[0]) == len(lines[1])
     for a, b in zip(*map(lambda part: map(json.loads, part), lines)):
         a, b = ({k: v for k, v in x.items() if k != "samples_per_second"} for x in (a, b))
@@ -125,14 +134,13 @@ def assert_two_processes_equal_one(make, folder, tmp_path, port, changes, **opti
 
 
 def test_two_processes_equal_one_in_small(tmp_path, port, drawn):
-    """Row A with one layer, a device each: what the default run can afford."""
-    changes = {"row": "A", "epochs": 1, "eval_every": 0, "model.image.layers": 1}
-    flags = "--xla_backend_optimization_level=0"
-    assert_two_processes_equal_one(tiny_config, drawn, tmp_path, port, changes, devices=2, flags=flags)
+    """Row A with one layer, two modalities and two rows of evaluation: what the default run can afford."""
+    changes = {"modalities": "rgb/tir", "epochs": 1, "eval_every": 0, "model.image.layers": 1}
+    assert_two_processes_equal_one(few, drawn, tmp_path, port, 2, changes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_config, tiny_tvi_config, tiny_clip_config])
 def test_two_processes_equal_one(request, tmp_path, port, make):
     folder = request.getfixturevalue("drawn_sysu" if make is tiny_tvi_config else "drawn")
-    assert_two_processes_equal_one(make, folder, tmp_path, port, {})
+    assert_two_processes_equal_one(make, folder, tmp_path, port, 8, {})

@@ -29,7 +29,7 @@ def dots(query, gallery):
 
 @pytest.mark.parametrize("by_identity", [False, True])
 def test_ranks_are_those_of_the_definitions(by_identity):
-    @settings(max_examples=400, deadline=None, database=None)
+    @settings(max_examples=150, deadline=None, database=None)
     @given(problems(vectors=True))
     def check(problem):
         query, gallery, rows = problem
@@ -49,22 +49,22 @@ def test_ranks_are_those_of_the_definitions(by_identity):
     check()
 
 
-@pytest.mark.parametrize("G", [1, 63, 64, 65, 301])
-@pytest.mark.parametrize("mesh", list(MESHES)[1:])
-@pytest.mark.parametrize("by_identity", [False, True])
-def test_devices_change_nothing_to_the_last_bit(monkeypatch, G, mesh, by_identity):
+# A single row, whole tiles for every device, one row more, and several tiles each.
+@pytest.mark.parametrize("mesh, G", [("3", 1), ("3", 48), ("3", 49), ("3", 301), ("4x2", 128), ("4x2", 301)])
+def test_devices_change_nothing_to_the_last_bit(monkeypatch, mesh, G):
+    """The metrics, and the ranks by identity, which are those of rows but for the first."""
     monkeypatch.setattr(device_ranking, "QUERIES", 32)
     monkeypatch.setattr(device_ranking, "GALLERY", 64)
     problem = people(G, 50, G, identities=2 if G == 1 else 20)
-    one, many = (device_ranking.rank(*problem, m, by_identity=by_identity) for m in (ONE, MESHES[mesh]))
+    one, many = (device_ranking.rank(*problem, m) for m in (ONE, MESHES[mesh]))
     for name, value in one.items():
         np.testing.assert_array_equal(many[name], value, err_msg=name)
-    a, b = (device_ranking.ranks(*problem, m, by_identity=by_identity) for m in (ONE, MESHES[mesh]))
+    a, b = (device_ranking.ranks(*problem, m, by_identity=True) for m in (ONE, MESHES[mesh]))
     np.testing.assert_array_equal(a.hits, b.hits)
     np.testing.assert_array_equal(a.first, b.first)
 
 
-@pytest.mark.parametrize("sides", [(1, 8), (37, 64), (512, 2048)])
+@pytest.mark.parametrize("sides", [(1, 8), (37, 64)])
 def test_blocks_of_any_size_give_the_same(monkeypatch, sides):
     rng = np.random.default_rng(0)
     query, gallery, rows = people(3, 90, 211)
@@ -142,17 +142,18 @@ def test_the_keys_of_floats_sort_as_they_do():
 def test_no_device_holds_all_distances(monkeypatch):
     """The largest array of the compiled programs grows with the gallery, not with the queries."""
     monkeypatch.setattr(device_ranking, "QUERIES", 32)
-    problem, programs = people(0, 70, 9000), {}
+    problem, programs = people(0, 70, 9000, identities=300), {}
 
     def watching(name, original, *args, **settings):
         if name not in programs:
-            programs[name] = original.lower(*args, **settings).compile().as_text()
-        return original(*args, **settings)
+            programs[name] = original.lower(*args, **settings).compile()
+        return programs[name](*args)
 
     for name in ("_block_ranks", "_block_lower"):
         monkeypatch.setattr(device_ranking, name, functools.partial(watching, name, getattr(device_ranking, name)))
     device_ranking.rank(*problem, ONE)
-    for text in programs.values():
+    for program in programs.values():
+        text = program.as_text()
         largest = max(math.prod(map(int, dims.split(","))) for dims in re.findall(r"\w\[([0-9,]+)\]", text))
         assert largest == 32 * 9 * 1024  # a block of queries by the gallery in whole tiles
     assert len(programs) == 2

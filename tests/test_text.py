@@ -162,7 +162,7 @@ def test_training_learns_the_words_of_its_captions(trained):
 
 
 def test_training_depends_on_nothing_but_the_captions(trained):
-    shuffled = random.Random(1).sample(CAPTIONS, len(CAPTIONS))
+    shuffled = random.Random(1).sample(CAPTIONS * 2, 2 * len(CAPTIONS))
     code = """
 import json, sys
 from input_pipeline.text.tokenizer import open_tokenizer
@@ -172,7 +172,7 @@ assert not sys.modules.keys() & {"jax", "flax", "torch"}
 json.dump(tokenizer.encode(texts).tolist(), sys.stdout)
 """
     texts = CAPTIONS + UNSEEN
-    for seed, threads, captions in (("1", "1", CAPTIONS), ("2", "3", shuffled), ("3", "2", [*CAPTIONS, *CAPTIONS])):
+    for seed, threads, captions in (("1", "1", CAPTIONS), ("2", "3", shuffled)):
         environment = {"PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
         assert json.loads(run(code, environment, json.dumps([captions, texts]))) == trained.encode(texts).tolist()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import build, open_tiny, tiny_config
 from tensorboardX.proto.event_pb2 import Event
-from watched import Run, few, instead_of_sleep, opened
+from watched import Run, build_once, few, instead_of_sleep, opened
 
 from jax_mmreid import evaluate, watch
 from jax_mmreid import run as running
@@ -24,7 +24,8 @@ def tiny(drawn):
 
 
 @pytest.fixture
-def run(tiny, tmp_path):
+def run(tiny, tmp_path, monkeypatch):
+    build_once(monkeypatch)
     return Run(tmp_path / "run", *tiny)
 
 
@@ -51,17 +52,17 @@ def test_it_measures_the_newest_and_leaves_out_what_came_and_went(run):
     run.save(3, 6)
     watcher = run.watch()
     assert next(watcher)["step"] == 6
-    run.save(9, 12, 15)
-    assert next(watcher)["step"] == 15
+    run.save(9, 12)
+    assert next(watcher)["step"] == 12
     run.save(run.total)
     assert [results["step"] for results in watcher] == [run.total]
-    assert [line["step"] for line in run.history()] == [6, 15, run.total]
+    assert [line["step"] for line in run.history()] == [6, 12, run.total]
 
 
 def test_what_it_writes_is_what_an_evaluation_of_the_same_step_gives(run):
     run.init_workdir()
     watcher, expected = run.watch(), {}
-    for step in (6, 9, run.total):
+    for step in (6, run.total):
         run.save(step)
         results = next(watcher)
         assert run.results() == results and results["which"] == "last" and results["config_hash"]
@@ -69,7 +70,7 @@ def test_what_it_writes_is_what_an_evaluation_of_the_same_step_gives(run):
         expected[step] = run.evaluate()["evals"]
         assert results["evals"] == expected[step]
     assert next(watcher, None) is None
-    assert len({evals["full"]["mAP"] for evals in expected.values()}) == 3
+    assert len({evals["full"]["mAP"] for evals in expected.values()}) == 2
     numbers = {
         step: {f"{row}/{key}": x for row in evals for key, x in evals[row].items() if isinstance(x, float)}
         for step, evals in expected.items()

@@ -5,7 +5,7 @@ import shutil
 
 import jax
 import pytest
-from watched import Run, few, instead_of_sleep, opened
+from watched import Run, build_once, few, instead_of_sleep, opened
 
 from jax_mmreid import evaluate, watch
 from jax_mmreid.config import config_hash
@@ -18,7 +18,8 @@ def tiny(drawn):
 
 
 @pytest.fixture
-def run(tiny, tmp_path):
+def run(tiny, tmp_path, monkeypatch):
+    build_once(monkeypatch)
     return Run(tmp_path / "run", *tiny)
 
 

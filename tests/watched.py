@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 from conftest import build, noise, open_tiny, tiny_config
 
-from jax_mmreid import evaluate, train, watch
+from jax_mmreid import evaluate, experiment, train, watch
 from jax_mmreid.checkpoint import Checkpoints
+from jax_mmreid.config import config_hash
 
 
 def few(folder, **changes):
@@ -24,6 +25,22 @@ def opened(folder):
     config = few(folder)
     data = open_tiny(config)
     return config, data, build(config, data)
+
+
+_experiments = {}
+
+
+def build_once(monkeypatch):
+    """Watchers and evaluations of one config share an experiment, which takes longer to build than to use."""
+    original = experiment.build
+
+    def build(config, *args, **options):
+        key = config_hash(config)
+        if key not in _experiments:
+            _experiments[key] = original(config, *args, **options)
+        return _experiments[key]
+
+    monkeypatch.setattr(experiment, "build", build)
 
 
 class Run:
