@@ -7,7 +7,7 @@ never made.
 """
 
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -20,11 +20,11 @@ from jax.sharding import PartitionSpec as P
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics import similarity, vectors
 from jax_mmreid.metrics.similarity import NO_SCORE, Packing, Parts
+from jax_mmreid.metrics.vectors import WHOLE
 from jax_mmreid.search.segments import Columns
 from jax_mmreid.sharding import make_mesh
 
 QUERIES, GALLERY = 256, 8192  # the longest sides of a block
-GROUP = 64  # neighbouring rows of which the greatest is taken first
 
 
 class Matches(NamedTuple):
@@ -77,9 +77,10 @@ class Index:
             raise DataError("the gallery is empty; add entries before searching")
         self.rows, self.packing = rows, rows.packing
         self.mesh = make_mesh(data=-1, model=1) if mesh is None else mesh
-        _check("gallery", rows)
+        self.complete = bool(np.asarray(rows.present).all())
         self.side = _side(len(self) // 8, GALLERY)
         self.tiles = _placed(rows, self.side, self.mesh)
+        self._refuse("gallery", self.tiles, len(self))
         self.all = self._mask(np.ones(len(self), bool))
 
     def __len__(self) -> int:
@@ -95,10 +96,18 @@ class Index:
             raise ConfigError(f"k={k} matches of a gallery of {len(self)} rows; ask for 1 to {len(self)}")
         if query.packing != self.packing:
             raise ConfigError(f"queries have {query.packing}, the gallery {self.packing}; use one model for both")
-        _check("query", query)
         mask = self.all if where is None else self._mask(where)
-        found = [self._block(Parts(*block), n, k, mask) for n, block in self._blocks(query)]
-        rows, scores = (np.concatenate(x) for x in zip(*found, (np.zeros((0, k), np.int64), np.zeros((0, k), "f4"))))
+        side = max(32, _side(len(query.parts), QUERIES))
+        blocks = [self._packed(query, start, side) for start in range(0, max(1, len(query.parts)), side)]
+        for i, block in enumerate(blocks):
+            self._refuse("query", block[None], len(query.parts) - i * side, first=i * side)
+        complete = self.complete and bool(np.all(query.present))
+        most = min(1 << (k - 1).bit_length(), len(self))  # few numbers, so few compilations
+        static = dict(mesh=self.mesh, packing=self.packing, complete=complete, k=most)
+        found = jax.device_get([_search(block, self.tiles, mask, **static) for block in blocks])
+        rows, scores = map(np.concatenate, zip(*found))
+        rows, scores = rows[: len(query.parts), :k], scores[: len(query.parts), :k]
+        rows = np.where(scores > NO_SCORE, rows, -1).astype(np.int64)
         return Matches(rows, scores, *_shares(query, self.rows, rows))
 
     def _mask(self, where: np.ndarray) -> Array:
@@ -108,18 +117,18 @@ class Index:
         padded.reshape(-1)[: len(self)] = where
         return vectors.put(padded, self.mesh, P(self.mesh.axis_names))
 
-    def _blocks(self, query: Parts) -> Iterator[tuple[int, list]]:
-        """Queries in blocks of one shape, and how many of a block are no padding."""
-        side = _side(len(query.parts), QUERIES)
-        for start in range(0, len(query.parts), side):
-            yield min(side, len(query.parts) - start), _padded(query, start, side)
+    def _packed(self, query: Parts, start: int, side: int) -> Array:
+        """A block of queries [b,W] on every device; zeros after the last."""
+        return _pack(Parts(*(None if x is None else vectors.put(x, self.mesh) for x in _padded(query, start, side))))
 
-    def _block(self, query: Parts, n: int, k: int, mask: Array) -> tuple[np.ndarray, np.ndarray]:
-        query = Parts(*(None if x is None else vectors.put(x, self.mesh) for x in query))
-        most = min(1 << (k - 1).bit_length(), len(self))  # few numbers, so few compilations
-        rows, scores = jax.device_get(_search(query, self.tiles, mask, mesh=self.mesh, packing=self.packing, k=most))
-        rows, scores = rows[:n, :k].astype(np.int64), scores[:n, :k]
-        return np.where(scores > NO_SCORE, rows, -1), scores
+    def _refuse(self, name: str, tiles: Array, rows: int, first: int = 0) -> None:
+        """Raises DataError if one of so many rows of tiles [T,g,W] cannot be compared; `first` is the row's number."""
+        wrong = jax.device_get(_useless(tiles, packing=self.packing, mesh=self.mesh))[:rows]
+        if wrong.any():
+            raise DataError(
+                f"{name} row {first + wrong.argmax()} has no finite part or fallback vector to be compared by; "
+                "leave such rows out"
+            )
 
 
 def _side(rows: int, most: int) -> int:
@@ -127,13 +136,14 @@ def _side(rows: int, most: int) -> int:
     return min(most, max(16, 1 << (rows - 1).bit_length()))
 
 
-def _check(name: str, rows: Parts) -> None:
-    """Raises DataError if a row has nothing that it could be compared by."""
-    some = np.asarray(rows.present).any(axis=1)
-    if rows.fallback is not None:
-        some |= np.asarray(rows.fallback).any(axis=1)
-    if not some.all():
-        raise DataError(f"{name} row {some.argmin()} has neither a part nor a fallback vector ({np.sum(~some)} such)")
+@functools.partial(jax.jit, static_argnames=("packing", "mesh"))
+def _useless(tiles: Array, *, packing: Packing, mesh: Mesh) -> Array:
+    """Which packed rows [T,g,W] are not finite, or have neither part nor fallback vector: [T*g], on every device."""
+    M, D, _ = packing
+    squares, mask, fallback = jnp.split(tiles[..., M * D :], (M, 2 * M), axis=-1)
+    something = (mask > 0).any(axis=-1) | (fallback != 0).any(axis=-1)
+    finite = jnp.isfinite(squares).all(axis=-1) & jnp.isfinite(fallback).all(axis=-1)
+    return jax.lax.with_sharding_constraint(~(something & finite).reshape(-1), NamedSharding(mesh, WHOLE))
 
 
 def _padded(rows: Parts, start: int, side: int) -> list:
@@ -163,48 +173,38 @@ def _set(shard: Array, place: int, tile: Parts) -> Array:
     return shard.at[place].set(similarity.pack(tile))
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "packing", "k"))
-def _search(query: Parts, tiles: Array, mask: Array, *, mesh: Mesh, packing: Packing, k: int) -> tuple[Array, Array]:
-    """Rows [b,k] and their scores [b,k]; NO_SCORE where the mask [T,g] leaves too few."""
+@functools.partial(jax.jit, static_argnames=("mesh", "packing", "complete", "k"))
+def _search(
+    query: Array, tiles: Array, mask: Array, *, mesh: Mesh, packing: Packing, complete: bool, k: int
+) -> tuple[Array, Array]:
+    """Rows [b,k] and their scores [b,k]; NO_SCORE where the mask [T,g] leaves too few.
+
+    With `complete` no row lacks anything, so that the dot products of all parts together are the similarities.
+    """
+    M, D, _ = packing
+    columns, form = (M * D, None) if complete else (packing.total, packing)
 
     def body(query: Array, tiles: Array, mask: Array) -> tuple[Array, Array]:
         first = jax.lax.axis_index(mesh.axis_names) * mask.size
 
         def step(best: tuple, tile: tuple) -> tuple[tuple, None]:
             number, gallery, mask = tile
-            scores = similarity.similarities(gallery, query, packing)  # [g,b]
-            scores = jnp.where(mask[:, None], jnp.where(scores == 0, 0, scores), NO_SCORE)  # one zero, not two
-            scores, place = _best(scores, k)
+            scores = similarity.similarities(query[:, :columns], gallery[:, :columns], form)
+            scores = jnp.where(mask, jnp.where(scores == 0, 0, scores), NO_SCORE)  # one zero, not two
+            scores, place = jax.lax.top_k(scores, min(k, len(mask)))
             return _merged(best, (place + (first + number * len(mask)), scores), k), None
 
-        none = jnp.zeros((len(query), 0), jnp.int32), jnp.zeros((len(query), 0), jnp.float32)
-        none = tuple(jnp.pad(x, [(0, 0), (0, k)], constant_values=c) for x, c in zip(none, (-1, NO_SCORE)))
+        none = jnp.full((len(query), k), -1, jnp.int32), jnp.full((len(query), k), NO_SCORE, jnp.float32)
         none = jax.lax.pcast(none, mesh.axis_names, to="varying")
-        best, _ = jax.lax.scan(step, none, (jnp.arange(len(tiles)), tiles, mask))
-        gathered = (jax.lax.all_gather(x, mesh.axis_names, axis=1, tiled=True) for x in best)
-        rows, scores = gathered
-        return _merged((rows[:, :0], scores[:, :0]), (rows, scores), k)
+        return jax.lax.scan(step, none, (jnp.arange(len(tiles)), tiles, mask))[0]
 
-    split, whole = P(mesh.axis_names), P()
-    search = jax.shard_map(body, mesh=mesh, in_specs=(whole, split, split), out_specs=(whole, whole), check_vma=False)
-    return search(similarity.pack(query), tiles, mask)
+    split = P(mesh.axis_names)
+    each = jax.shard_map(body, mesh=mesh, in_specs=(WHOLE, split, split), out_specs=P(None, mesh.axis_names))
+    rows, scores = jax.lax.with_sharding_constraint(each(query, tiles, mask), NamedSharding(mesh, WHOLE))
+    return _merged((rows[:, :0], scores[:, :0]), (rows, scores), k)
 
 
-def _best(scores: Array, k: int) -> tuple[Array, Array]:
-    """The greatest min(k, g) of each column of scores [g,b] and their places, of equal ones the lower place first.
-
-    The k best of all are among the k groups of neighbours with the greatest maxima, so only these are looked through.
-    """
-    g, b = scores.shape
-    if g < 2 * k * GROUP:
-        return jax.lax.top_k(scores.T, min(k, g))
-    groups = scores.reshape(g // GROUP, GROUP, b)
-    _, chosen = jax.lax.top_k(groups.max(axis=1).T, k)
-    chosen = jnp.sort(chosen, axis=1)[..., None]  # in the order of the rows, for equal scores
-    within = jnp.arange(GROUP)
-    candidates = groups[chosen, within, jnp.arange(b)[:, None, None]].reshape(b, -1)
-    scores, place = jax.lax.top_k(candidates, k)
-    return scores, jnp.take_along_axis((chosen * GROUP + within).reshape(b, -1), place, axis=1)
+_pack = jax.jit(similarity.pack)
 
 
 def _merged(first: tuple, second: tuple, k: int) -> tuple[Array, Array]:
