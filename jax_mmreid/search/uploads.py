@@ -39,25 +39,34 @@ async def read_query(request: Any, modalities: Sequence[str], captions: Sequence
         raise RefusedError(400, f"the form cannot be read ({str(error) or 'it was cut off'})") from error
     pictures, texts = {}, {}
     for field, value in form.multi_items():
+        known, given = (captions, texts) if field.startswith(CAPTION) else (modalities, pictures)
         modality = field.removeprefix(CAPTION)
-        known = captions if field.startswith(CAPTION) else modalities
         if modality not in known:
             fields = [*modalities, *(CAPTION + m for m in captions)]
             raise RefusedError(422, f"there is no field {shown(field[:80])!r}; the model reads {', '.join(fields)}")
-        if modality in (texts if known is captions else pictures):
+        if modality in given:
             raise RefusedError(422, f"{field} is given twice; send one")
-        if known is captions:
-            if not isinstance(value, str):
-                raise RefusedError(422, f"{field} is a file; send the sentence itself")
-            texts[modality] = value.strip()
-        elif isinstance(value, str):
-            if value:
-                raise RefusedError(422, f"{field} is not a file; send a picture")
-        elif data := await value.read():
-            pictures[modality] = Upload(shown(value.filename or "picture"), data)
-        elif value.filename:
-            raise RefusedError(422, f"{field} {shown(value.filename)!r} is an empty file; send a picture")
-    return Query(pictures, {m: text for m, text in texts.items() if text})
+        given[modality] = _caption(field, value) if known is captions else await _picture(field, value)
+    pictures, texts = ({m: x[m] for m in names if x.get(m)} for names, x in ((modalities, pictures), (captions, texts)))
+    return Query(pictures, texts)
+
+
+def _caption(field: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise RefusedError(422, f"{field} is a file; send the sentence itself")
+    return value.strip()
+
+
+async def _picture(field: str, value: Any) -> Upload | None:
+    """The file of a field; None for a field that was left empty."""
+    if isinstance(value, str):
+        if value:
+            raise RefusedError(422, f"{field} is not a file; send a picture")
+        return None
+    data = await value.read()
+    if value.filename and not data:
+        raise RefusedError(422, f"{field} {shown(value.filename)!r} is an empty file; send a picture")
+    return Upload(shown(value.filename or "picture"), data) if data else None
 
 
 async def _limited(request: Any, max_bytes: int) -> AsyncIterator[bytes]:

@@ -86,6 +86,9 @@ function makeSlot(modality, describes) {
 }
 
 function form() {
+  if (!files.size && ![...captions.values()].some((field) => field.value.trim())) {
+    throw new Error("Choose a picture first.");
+  }
   const data = new FormData();
   for (const [modality, file] of files) data.append(modality, file, file.name);
   for (const [modality, field] of captions) if (field.value.trim()) data.append(`caption_${modality}`, field.value);
@@ -143,8 +146,9 @@ function makeMatch({ entry, score, probability, shares }, i) {
   const part = (name) => item.querySelector(`.${name}`);
   item.dataset.id = entry.id;
   part("rank").textContent = i + 1;
-  part("path").textContent = entry.path;
-  part("score").textContent = score.toFixed(3);
+  part("path").textContent = entry.path.slice(entry.path.lastIndexOf("/") + 1);
+  part("path").title = entry.path;
+  part("score").textContent = score.toFixed(4);
   if (probability !== null) {
     part("chance").hidden = false;
     part("probability").textContent = `${(100 * probability).toFixed(1)} %`;
@@ -152,7 +156,7 @@ function makeMatch({ entry, score, probability, shares }, i) {
   part("shares").replaceChildren(...shares.map(makeShare));
   const about = [
     shares.length ? null : "no modality in common: compared by all that both have",
-    entry.pid === null ? null : `identity ${entry.pid}`,
+    Number.isSafeInteger(entry.pid) ? `identity ${entry.pid}` : null, // larger numbers stand for names
     entry.camid === null ? null : `camera ${entry.camid}`,
     entry.time === null ? null : shownTime(entry.time),
     entry.expires === null ? null : `expires ${shownTime(entry.expires)}`,
