@@ -4,15 +4,16 @@ columns.npy   [n] of FIELDS            paths.npy     the paths in UTF-8, one aft
 parts.npy     [n,M,D] float32, zeros where absent     present.npy   [n,M] bool     fallback.npy  [n,F] float32
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib import format
 
+from jax_mmreid.errors import DataError
 from jax_mmreid.metrics.similarity import Packing, Parts
+from jax_mmreid.search.manifest import sync
 
 FIELDS = np.dtype(
     [("id", "<i8"), ("pid", "<i8"), ("camid", "<i4"), ("time", "<f8"), ("expires", "<f8"), ("path_end", "<i8")]
@@ -37,10 +38,6 @@ class Rows(NamedTuple):
     columns: Columns
     vectors: Parts
 
-    def take(self, kept: np.ndarray) -> "Rows":
-        """The entries of a mask or an index."""
-        return Rows(Columns(*(x[kept] for x in self.columns)), _map(lambda x: x[kept], self.vectors))
-
 
 def write(folder: Path, sources: Sequence[tuple[Rows, np.ndarray]]) -> int:
     """Writes the entries [n] bool of every source, in their order, as a new segment; returns their number.
@@ -51,36 +48,28 @@ def write(folder: Path, sources: Sequence[tuple[Rows, np.ndarray]]) -> int:
     rows = sum(int(kept.sum()) for _, kept in sources)
     _write_columns(folder, [Columns(*(x[kept] for x in rows.columns)) for rows, kept in sources])
     for name in Parts._fields:
-        arrays = [(getattr(rows.vectors, name), kept) for rows, kept in sources]
-        first = arrays[0][0]
-        if first is None:
-            continue
-        file = open_memmap(folder / f"{name}.npy", mode="w+", dtype=first.dtype, shape=(rows, *first.shape[1:]))
-        start = 0
-        for array, kept in arrays:
-            index = np.flatnonzero(kept)
-            for part in np.split(index, range(CHUNK, len(index), CHUNK)):
-                file[start : start + len(part)] = array[part]
-                start += len(part)
-        file.flush()
-        del file
-        sync(folder / f"{name}.npy")
+        if getattr(sources[0][0].vectors, name) is not None:
+            _write_array(folder / f"{name}.npy", rows, [(getattr(x.vectors, name), kept) for x, kept in sources])
     sync(folder)
     return rows
 
 
-def read(folder: Path) -> Rows:
-    """The entries of a segment, their vectors memory-mapped. Raises OSError or ValueError if a file is not whole."""
-    table = np.load(folder / "columns.npy")
-    columns = {name: np.ascontiguousarray(table[name]) for name in FIELDS.names}
-    text, ends = np.load(folder / "paths.npy").tobytes(), columns.pop("path_end")
-    paths = np.empty(len(table), object)
-    paths[:] = [
-        text[start:end].decode("utf-8", "surrogateescape") for start, end in zip(np.concatenate([[0], ends[:-1]]), ends)
-    ]
-    files = {name: folder / f"{name}.npy" for name in Parts._fields}
-    vectors = {name: np.load(file, mmap_mode="r") for name, file in files.items() if file.exists()}
-    return Rows(Columns(path=paths, **columns), Parts(**vectors))
+def read(folder: Path, packing: Packing) -> Rows:
+    """The entries of a segment, their vectors memory-mapped. Raises DataError if its files are not whole."""
+    try:
+        table, text = np.load(folder / "columns.npy"), np.load(folder / "paths.npy").tobytes()
+        columns = {name: np.ascontiguousarray(table[name]) for name in FIELDS.names}
+        names = Parts._fields if packing.fallback else Parts._fields[:2]
+        vectors = Parts(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+        lengths = {len(table)} | {len(x) for x in vectors if x is not None}
+        if len(lengths) > 1 or vectors.packing != packing:
+            raise ValueError(f"arrays of {sorted(lengths)} rows, {vectors.packing}")
+    except (OSError, ValueError, EOFError, IndexError) as error:
+        raise DataError(f"{folder} is damaged ({error}); restore the store or make it anew") from error
+    ends, paths = columns.pop("path_end"), np.empty(len(table), object)
+    starts = np.concatenate([[0], ends[:-1]])
+    paths[:] = [text[start:end].decode("utf-8", "surrogateescape") for start, end in zip(starts, ends)]
+    return Rows(Columns(path=paths, **columns), vectors)
 
 
 def join(segments: Sequence[Rows], packing: Packing) -> Rows:
@@ -104,15 +93,6 @@ def empty(packing: Packing) -> Rows:
     )
 
 
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_columns(folder: Path, parts: Sequence[Columns]) -> None:
     columns = Columns(*map(np.concatenate, zip(*parts)))
     texts = [path.encode("utf-8", "surrogateescape") for path in columns.path]
@@ -120,9 +100,17 @@ def _write_columns(folder: Path, parts: Sequence[Columns]) -> None:
     for name in FIELDS.names:
         table[name] = np.cumsum([len(x) for x in texts]) if name == "path_end" else getattr(columns, name)
     for name, array in (("columns", table), ("paths", np.frombuffer(b"".join(texts), np.uint8))):
-        np.save(folder / f"{name}.npy", array)
-        sync(folder / f"{name}.npy")
+        _write_array(folder / f"{name}.npy", len(array), [(array, np.ones(len(array), bool))])
 
 
-def _map(function, vectors: Parts) -> Parts:
-    return Parts(*(None if x is None else function(x) for x in vectors))
+def _write_array(path: Path, rows: int, sources: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """The rows [n] bool of every source as one .npy file. A full disk is an error here, a signal in a mapped file."""
+    array = sources[0][0]
+    header = {"shape": (rows, *array.shape[1:]), "fortran_order": False, "descr": format.dtype_to_descr(array.dtype)}
+    with open(path, "xb") as file:
+        format.write_array_header_1_0(file, header)
+        for array, kept in sources:
+            index = np.flatnonzero(kept)
+            for start in range(0, len(index), CHUNK):
+                file.write(np.ascontiguousarray(array[index[start : start + CHUNK]]).tobytes())
+    sync(path)
