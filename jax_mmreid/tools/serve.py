@@ -12,6 +12,7 @@ Pictures that are sent are not kept. Thumbnails are shown of pictures below --pi
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import socket
@@ -122,7 +123,8 @@ def serve(arguments: argparse.Namespace) -> None:
         print(f"{arguments.gallery}: {len(engine.store)} entries of model {model.identity}", flush=True)
         print(f"serving http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl+C stops it)", flush=True)
         config = uvicorn.Config(app, log_level="warning", server_header=False, ws="none")
-        uvicorn.Server(config).run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
