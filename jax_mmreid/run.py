@@ -57,7 +57,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         if not is_finished(before):
             log.info("first %s in %s, which this run starts from", before.config.method, before.workdir)
             chain([before])
-    data = _open(config)
+    data = open_dataset(config)
     _log_data(config, data)
     training.train(config, workdir, data)
     return evaluation.evaluate(config, workdir, data)
@@ -94,12 +94,12 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: str = "last", force:
 
     `step` and `force` are those of `jax_mmreid.evaluate.evaluate`.
     """
-    return evaluation.evaluate(config, workdir, _open(config, workdir), step, force)
+    return evaluation.evaluate(config, workdir, open_dataset(config, workdir), step, force)
 
 
 def watch(config: ConfigDict, workdir: str | Path) -> Iterator[dict]:
     """Evaluates each new checkpoint of a run in progress and yields its results, up to those of the last step."""
-    return watching.watch(config, workdir, functools.partial(_open, config, workdir))
+    return watching.watch(config, workdir, functools.partial(open_dataset, config, workdir))
 
 
 def plan(config: ConfigDict) -> str:
@@ -107,6 +107,18 @@ def plan(config: ConfigDict) -> str:
     data = describe(DataConfig.from_dict(config.data.to_dict()))
     parts = traced.plan(config, data.spec, data.tokenize)
     return traced.markdown(config, data.spec, data.num_rows("train"), parts)
+
+
+def open_dataset(config: ConfigDict, workdir: str | Path | None = None) -> OpenedData:
+    """The data of a config; with the vocabulary that a workdir keeps, if one is named and keeps one.
+
+    Raises ConfigError for a config that cannot be, DataError for data that cannot be used.
+    """
+    fields = config.data.to_dict()
+    if workdir is not None and Path(workdir, "tokenizer").is_dir():
+        fields["text"] = fields["text"] | {"tokenizer": str(Path(workdir, "tokenizer"))}
+    missing = MissingConfig.from_dict(config.missing.to_dict())
+    return open_data(DataConfig.from_dict(fields), missing=missing, seed=config.seed, shard=distributed.shard())
 
 
 def load_model(
@@ -136,15 +148,6 @@ def load_model(
         read_image=functools.partial(_read_image, spec),
         tokenize=tokenize,
     )
-
-
-def _open(config: ConfigDict, workdir: str | Path | None = None) -> OpenedData:
-    """The data of a config; with the vocabulary that a workdir keeps, if one is named and keeps one."""
-    fields = config.data.to_dict()
-    if workdir is not None and Path(workdir, "tokenizer").is_dir():
-        fields["text"] = fields["text"] | {"tokenizer": str(Path(workdir, "tokenizer"))}
-    missing = MissingConfig.from_dict(config.missing.to_dict())
-    return open_data(DataConfig.from_dict(fields), missing=missing, seed=config.seed, shard=distributed.shard())
 
 
 def _log_data(config: ConfigDict, data: OpenedData) -> None:
