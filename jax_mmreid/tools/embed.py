@@ -18,16 +18,16 @@ import argparse
 import getpass
 import json
 import sys
+import time as clock
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline import DataConfig, own_pictures
-from input_pipeline.opened_data import load_records
+from input_pipeline import DataConfig, load_records, own_pictures
 from input_pipeline.own_pictures import Found
 from input_pipeline.records import Records
 from jax_mmreid import run
@@ -42,6 +42,7 @@ from jax_mmreid.metrics.similarity import Packing, Parts
 from jax_mmreid.search.store import MANIFEST, Identity, Store
 
 OVERRIDE = "--config."
+COMMIT = 10.0  # seconds of work that a store may lack when the command is killed
 NAMED = 20  # pictures that cannot be read are named one by one up to this number
 
 
@@ -114,8 +115,8 @@ def caller(given: str) -> str:
         raise ConfigError("this account has no login name for the store's log; give one with --caller") from error
 
 
-def report_faults(faults: Sequence[str], file=sys.stdout) -> None:
-    """Counts and names the pictures that could not be read."""
+def report_faults(faults: Sequence[str], file: TextIO | None = None) -> None:
+    """Counts and names the pictures that could not be read, on standard output unless a file is given."""
     if faults:
         print(f"{len(faults)} pictures cannot be read and were left out:", file=file)
         print(*(f"  {fault}" for fault in faults[:NAMED]), sep="\n", file=file)
@@ -145,7 +146,7 @@ class _Output:
     def __init__(self, model: TrainedModel, found: Found, arguments: argparse.Namespace):
         self.model, self.found, self.arguments = model, found, arguments
         self.names = own_pictures.paths(found.records)
-        self.store, self.kept = None, []
+        self.store, self.kept, self.committed = None, [], -COMMIT  # the first rows at once, to find what is wrong early
         if arguments.store and Path(arguments.store, MANIFEST).exists():
             self.store = open_store(arguments.store, model)
 
@@ -155,21 +156,28 @@ class _Output:
         return np.array([row for row, name in enumerate(self.names) if name not in known], np.int64)
 
     def add(self, rows: np.ndarray, parts: Parts) -> None:
-        """Keeps rows, at once on the disk if there is a store."""
-        if not self.arguments.store:
-            self.kept.append((rows, parts))
-        elif len(rows):
+        """Keeps rows, and now and then writes them to the store if there is one."""
+        self.kept.append((rows, parts))
+        if clock.monotonic() - self.committed > COMMIT:
+            self.commit()
+
+    def commit(self) -> None:
+        """Writes what was kept to the store, which is made if need be."""
+        if not (self.arguments.store and self.kept):
+            return
+        rows, parts = _joined(self.kept)
+        if len(rows):
             if self.store is None:
                 self.store = Store.create(self.arguments.store, _identity(self.model, parts.packing))
             records = self.found.records
             columns = dict(pids=records.pid[rows], camids=records.camid[rows], times=self.found.time[rows])
             self.store.append(parts, self.names[rows].tolist(), **columns, caller=self.arguments.caller)
+        self.kept, self.committed = [], clock.monotonic()
 
     def rows(self) -> tuple[np.ndarray, Parts]:
         """All rows of the source that have vectors, with these."""
         if self.store is None:
-            rows, parts = zip(*self.kept)
-            return np.concatenate(rows), jax.tree.map(lambda *x: np.concatenate(x), *parts)
+            return _joined(self.kept)
         contents = self.store.read()
         place = {path: i for i, path in enumerate(contents.columns.path)}
         rows = np.array([row for row, name in enumerate(self.names) if name in place], np.int64)
@@ -191,12 +199,18 @@ class _Output:
         return f"{path}: features {list(parts.fallback.shape)} of {len(rows)} rows"
 
 
+def _joined(parts: Sequence[tuple[np.ndarray, Parts]]) -> tuple[np.ndarray, Parts]:
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
 def embed(arguments: argparse.Namespace) -> None:
     """What the command does with its parsed arguments; prints what it found and did."""
     if not (arguments.store or arguments.features):
         raise ConfigError("nothing to write to; name --store=FOLDER, --features=FILE.npz or both")
     if bool(arguments.split) == bool(arguments.sources):
         raise ConfigError("name either pictures (folders, tables, files) or --split of the run's own data")
+    if not Path(arguments.features).parent.is_dir():
+        raise ConfigError(f"--features={arguments.features}: there is no such folder; make it first")
     spec = load_spec(Path(arguments.workdir))
     plain = plain_modality(arguments.modality, spec)
     if arguments.split:
@@ -213,9 +227,12 @@ def embed(arguments: argparse.Namespace) -> None:
     if len(rows) < len(output.names):
         print(f"{arguments.store} has {len(output.names) - len(rows)} of these rows already", flush=True)
     settings = dict(cameras=bool(arguments.split), on_bad_image=arguments.on_bad_image)
-    for done in encode(model, found.records, rows, **settings) if len(rows) else ():
-        output.add(done.rows, done.parts)
-        faults += done.faults
+    try:
+        for done in encode(model, found.records, rows, **settings) if len(rows) else ():
+            output.add(done.rows, done.parts)
+            faults += done.faults
+    finally:
+        output.commit()
     report_faults(faults)
     if faults and len(faults) == found.records.has_file()[rows].sum() and len(rows) == len(output.names):
         raise DataError(f"none of the {len(faults)} pictures can be read")
@@ -242,6 +259,8 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
 
 def command(name: str, function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Calls a function of a command; returns the exit code, after one line about what is wrong if it is not 0."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         arguments.caller = caller(arguments.caller)
         function(arguments)

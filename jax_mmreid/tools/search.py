@@ -37,7 +37,6 @@ from jax_mmreid.tools import embed
 from jax_mmreid.tools.serve import find_calibration
 
 K = 10  # matches, where the command does not say how many
-warn = functools.partial(print, file=sys.stderr)
 
 
 class Query(NamedTuple):
@@ -74,7 +73,7 @@ def single(model: TrainedModel, query: Query) -> tuple[list[Query], Parts]:
     captions = {m: [text] for m, text in query.captions.items()}
     parts = model.parts(model.encode(given, captions=captions))
     if given and captions and np.array_equal(parts.fallback, model.parts(model.encode(given)).fallback):
-        warn(f"the caption does not count: with pictures the model needs captions of {', '.join(model.spec.text)}")
+        _warn(f"the caption does not count: with pictures the model needs captions of {', '.join(model.spec.text)}")
     return [Query({m: query.pictures[m] for m in read}, query.captions)], parts
 
 
@@ -161,11 +160,13 @@ def search(arguments: argparse.Namespace) -> None:
     """What the command does with its parsed arguments."""
     spec = load_spec(Path(arguments.workdir))
     query, found = _query(arguments, spec), None
+    if not Path(arguments.html).parent.is_dir():
+        raise ConfigError(f"--html={arguments.html}: there is no such folder; make it first")
     Store.open(arguments.store)  # the model takes longer to load
     if arguments.queries:
         plain = embed.plain_modality(arguments.modality, spec)
         found = own_pictures.find(arguments.queries, spec.modalities, plain)
-        warn(*own_pictures.summary(found, ", ".join(arguments.queries), plain), sep="\n")
+        _warn(*own_pictures.summary(found, ", ".join(arguments.queries), plain))
     model = run.load_model(arguments.workdir, arguments.step, part_rows=None if arguments.queries else 1)
     store = embed.open_store(arguments.store, model)
     contents = store.read()
@@ -251,7 +252,7 @@ def _print(
         Path(arguments.html).write_text(text, "utf-8")
     except OSError as error:
         raise DataError(f"cannot write {arguments.html} ({error.strerror}); name another --html") from error
-    warn(f"wrote {arguments.html}")
+    _warn(f"wrote {arguments.html}")
 
 
 def _pictures(path: str, modalities: Sequence[str], listed: dict) -> dict[str, str]:
@@ -269,6 +270,11 @@ def _read(file: str, range16: tuple[int, int]) -> np.ndarray:
     if pixels.ndim != 3:
         raise OSError(f"{file} holds several pictures")
     return pixels
+
+
+def _warn(*lines: str) -> None:
+    """Lines beside the results, on standard error."""
+    print(*lines, sep="\n", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
