@@ -241,10 +241,14 @@ def _checked(rows: Parts, packing: Packing) -> Parts:
         expected = f"parts (n, {M}, {D}), present (n, {M}) and " + (f"fallback (n, {F})" if F else "no fallback")
         raise DataError(f"rows have the shapes {shapes}; this store takes {expected}")
     parts = np.where(present[..., None], parts, np.float32(0))
-    numbers = [parts.reshape(n, -1), *([] if fallback is None else [fallback])]
-    finite = np.all([np.isfinite(x).all(axis=1) for x in numbers], axis=0)
-    some = np.any([x.any(axis=1) for x in numbers], axis=0)
-    for right, what in ((finite, "is not finite"), (some, "has neither a part nor a fallback vector")):
+    numbers = [parts.reshape(n, M * D), *([] if fallback is None else [fallback])]
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.stack([np.einsum("nd,nd->n", x, x) for x in numbers])
+    finite, some = np.isfinite(squares).all(axis=0), squares.any(axis=0)
+    for right, what in (
+        (finite, "is not finite, or too long to be squared"),
+        (some, "has neither a part nor a fallback vector"),
+    ):
         if not right.all():
             raise DataError(f"row {right.argmin()} {what} ({np.sum(~right)} such rows); leave such rows out")
     return Parts(parts, present, fallback)
