@@ -208,7 +208,8 @@ def test_deleting_asks_first(browser, six):
             page.click(".match .delete")
             assert "Delete entry 3 (" in page.inner_text("#confirm")
             page.click(f"#confirm button[value={button}]")
-            page.wait_for_selector("#search:enabled")
+            if button == "delete":
+                page.wait_for_selector(".match[data-id='3']", state="detached")
             assert len(six.store) == left
         page.wait_for_function("() => document.querySelector('#gallery').textContent.startsWith('5 entries')")
         assert page.inner_text("#status") == "Entry 3 is deleted." and "4.png" not in [x for x, *_ in matches(page)]
