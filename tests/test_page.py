@@ -264,7 +264,9 @@ def test_the_command_serves_a_trained_model_to_many_callers(drawn, tmp_path, bro
         data = {m: (path.name, (drawn / "test" / folders[m] / path.name).read_bytes()) for m in sent}
         return post(f"{address}/api/search?k=2", data)["matches"][0]["entry"]["path"] == str(path)
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
         try:
             lines = [process.stdout.readline(), process.stdout.readline()]
             address = re.search(r"serving (http://127\.0\.0\.1:\d+) ", lines[1])[1]

@@ -16,7 +16,7 @@ from served import ALL, Model, client, fill, form, make_engine, png, settings, s
 pytest.importorskip("fastapi", reason="needs the web extra")
 
 from jax_mmreid.search import engine as engines
-from jax_mmreid.search import guard, service, uploads
+from jax_mmreid.search import guard, manifest, service, uploads
 from jax_mmreid.search.answers import RefusedError
 from jax_mmreid.search.engine import Limits
 
@@ -357,10 +357,8 @@ def test_unknown_addresses_and_methods_are_json_too(six):
 
 
 def test_a_store_that_another_process_writes_is_a_clear_answer(six, monkeypatch):
-    monkeypatch.setattr("jax_mmreid.search.store.PATIENCE", 0.0)
-    from jax_mmreid.search.store import _locked
-
-    with client(six) as service, _locked(six.store.folder):
+    monkeypatch.setattr(manifest, "PATIENCE", 0.0)
+    with client(six) as service, manifest.locked(six.store.folder):
         answer = service.delete("/api/entries/0")
         assert answer.status_code == 503 and "being written by another process" in answer.json()["error"]
 
