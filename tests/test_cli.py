@@ -1,8 +1,10 @@
 """The command line: what goes wrong is one line that names it and an exit code; what goes right ends in a table."""
 
+import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,7 +109,8 @@ def trained(pictures, tmp_path_factory):
 
 def assert_only_ours(stderr):
     for line in stderr.splitlines():
-        assert re.match(r"jax \d|training data: \d|training in |step \d+/\d+  |evaluated checkpoint ", line), line
+        ours = r"jax \d|training data: \d|training in |step \d+/\d+  |evaluated checkpoint |Search your own "
+        assert re.match(ours, line), line
 
 
 def test_training_ends_with_results_in_the_order_of_the_papers_table(trained):
@@ -128,6 +131,17 @@ def test_the_console_shows_our_messages_alone(trained):
     *_, done = trained
     assert_only_ours(done.stderr)
     assert re.search(r"^step 8/8  loss \d", done.stderr, re.MULTILINE)
+
+
+def test_a_finished_run_ends_with_the_command_that_tries_it(trained, pictures, tmp_path):
+    workdir, _, done = trained
+    last = done.stderr.splitlines()[-1]
+    command, page = re.fullmatch(r"Search your own pictures: (python -m .*) FOLDER; see (.*)", last).groups()
+    assert (ROOT / page).is_file()
+    module, *flags = shlex.split(command)[2:]
+    assert f"--workdir={workdir}" in flags
+    store = [flag.replace("=gallery", f"={tmp_path / 'gallery'}") for flag in flags]
+    assert importlib.import_module(module).main([*store, str(pictures / "test")]) == 0
 
 
 def test_another_process_evaluates_to_the_same_numbers(trained, pictures):

@@ -6,7 +6,7 @@ match what `tools.search` prints as JSON, with `pictures` {modality: file} too.
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -19,7 +19,7 @@ STYLE = """
 :root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }
 body { margin: 1.5rem; } h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 2rem 0 .5rem; }
 ol { display: flex; flex-wrap: wrap; gap: .75rem; list-style: none; margin: 0; padding: 0; }
-li, .query { border: 1px solid #8886; border-radius: 6px; padding: .5rem; max-width: 24rem; }
+li, .query { border: 1px solid #8886; border-radius: 6px; padding: .5rem; max-width: 15rem; }
 .query { display: inline-block; border-width: 2px; margin-bottom: .75rem; }
 figure { display: inline-block; margin: 0 .25rem 0 0; text-align: center; } figcaption, small { opacity: .75; }
 figure div { width: 56px; height: 112px; margin: auto; border-radius: 3px; background: #8883; }
@@ -56,15 +56,17 @@ def _match(match: Mapping, numbers: Mapping[str, int]) -> str:
     lines = [by, ", ".join([f"id {match['id']}", *known]), match["path"]]
     score = f"<b>{match['rank']}. {match['score']:.4f}</b>{chance}"
     text = "".join(f"<small>{escape(shown(line))}</small>" for line in lines)
-    return f"{_figures(match['pictures'], numbers)}<div>{score}</div>{text}"
+    return f"{_figures(match['pictures'], numbers, match['shares'])}<div>{score}</div>{text}"
 
 
-def _figures(files: Mapping[str, str], numbers: Mapping[str, int]) -> str:
-    return "".join(
-        f'<figure><div role="img" aria-label="{escape(shown(file))}" class="p{numbers[file]}"></div>'
-        f"<figcaption>{escape(m)}</figcaption></figure>"
-        for m, file in files.items()
-    )
+def _figures(files: Mapping[str, str], numbers: Mapping[str, int], counted: Collection[str] = ()) -> str:
+    """Pictures beside each other; the names of modalities that counted are bold."""
+    figures = []
+    for m, file in files.items():
+        picture = f'<div role="img" aria-label="{escape(shown(file))}" class="p{numbers[file]}"></div>'
+        name = f"<b>{escape(m)}</b>" if m in counted else escape(m)
+        figures.append(f"<figure>{picture}<figcaption>{name}</figcaption></figure>")
+    return "".join(figures)
 
 
 def _thumbnail(number: int, file: str, read: Callable[[str], np.ndarray]) -> str:

@@ -17,6 +17,7 @@ modality parts [n,M,D] and present [n,M], with spec, the hash of the model's dat
 import argparse
 import getpass
 import json
+import math
 import sys
 import time as clock
 from collections.abc import Callable, Iterator, Sequence
@@ -221,7 +222,9 @@ def embed(arguments: argparse.Namespace) -> None:
         found = own_pictures.find(arguments.sources, spec.modalities, plain)
     for line in own_pictures.summary(found, arguments.split or ", ".join(arguments.sources), plain):
         print(line, flush=True)
-    model = run.load_model(arguments.workdir, arguments.step, devices=jax.local_devices())
+    devices = jax.local_devices()
+    devices = devices[: math.gcd(len(devices), spec.batch_size)]  # over which its training batches would divide
+    model = run.load_model(arguments.workdir, arguments.step, devices=devices)
     output, faults = _Output(model, found, arguments), []
     rows = output.missing()
     if len(rows) < len(output.names):

@@ -12,6 +12,7 @@ search is written to the store's log.
 import argparse
 import functools
 import json
+import os
 import sys
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ class Query(NamedTuple):
     @property
     def name(self) -> str:
         """Its pictures and captions in one line."""
-        files = [f"{m}={file}" for m, file in self.pictures.items()]
+        files = [f"{m}={_short(file)}" for m, file in self.pictures.items()]
         return " ".join([*files, *(f"caption_{m}={json.dumps(text)}" for m, text in self.captions.items())])
 
 
@@ -146,7 +147,8 @@ def table(matches: Sequence[Mapping[str, Any]]) -> str:
             "score": f"{match['score']:.4f}",
             "probability": "" if match["probability"] is None else f"{match['probability']:.3f}",
             "compared by": "+".join(match["shares"]) or "none in common",
-            **{key: "" if match[key] is None else str(match[key]) for key in ("id", "pid", "camid", "time", "path")},
+            **{key: "" if match[key] is None else str(match[key]) for key in ("id", "pid", "camid", "time")},
+            "path": _short(match["path"]),
         }
         for match in matches
     ]
@@ -247,6 +249,7 @@ def _print(
     for match in (match for result in results for match in result["matches"]):
         present = contents.rows.present[rows[match["id"]]]
         match["pictures"] = _pictures(match["path"], [m for m, has in zip(modalities, present) if has], listed)
+        match["path"] = _short(match["path"])
     text = html_report.page(results, f"Matches in {arguments.store}", functools.partial(_read, range16=range16))
     try:
         Path(arguments.html).write_text(text, "utf-8")
@@ -259,6 +262,12 @@ def _pictures(path: str, modalities: Sequence[str], listed: dict) -> dict[str, s
     """The pictures of an entry that its name leads to: those of its modalities, or the one that names it."""
     found = own_pictures.companions(path, listed)
     return {m: found[m] for m in modalities if m in found} or {m: path for m in modalities[:1]}
+
+
+def _short(path: str) -> str:
+    """A path as it is called from the current folder, if it lies below that."""
+    folder = os.path.join(os.getcwd(), "")
+    return path.removeprefix(folder)
 
 
 def _read(file: str, range16: tuple[int, int]) -> np.ndarray:
