@@ -21,8 +21,10 @@ from scored import (
     rows,
 )
 
+from jax_mmreid import sharding
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics import galleries, ranking
+from jax_mmreid.metrics.device_ranking import rank
 from jax_mmreid.metrics.rerank import rerank
 from jax_mmreid.tools.score import score
 
@@ -80,6 +82,18 @@ def test_lengths_count_for_euclid_and_not_for_cosine():
     gallery["features"] = np.array([[9, 1, 0, 0], [0.1, 0.2, 0, 0]])
     assert score(query, gallery, "market")["mAP"] == 1
     assert score(query, gallery, "market", metric="euclidean")["mAP"] == 0.75  # the first finds the near one first
+
+
+def test_unit_vectors_are_ranked_as_evaluation_ranks_them():
+    """Many similarities are equal to the last bits, so that vectors which are scaled again have other ranks."""
+    rng = np.random.default_rng(0)
+    near = rng.normal(size=(1, 24)) + 1e-4 * rng.normal(size=(150, 24))
+    features = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
+    columns = dict(pid=rng.integers(0, 9, 150), camid=np.arange(150))
+    mesh = sharding.make_mesh(data=-1, model=1)
+    expected = rank(features, features, ranking.relevance("same_camera", columns, columns), mesh)
+    got = score(dict(features=features, pids=columns["pid"], camids=columns["camid"]), None, "market")
+    assert [got[name] for name in ranking.METRICS] == [expected[name] for name in ranking.METRICS]
 
 
 def test_pairs_of_a_short_and_a_long_query_compare_by_their_distance():

@@ -39,6 +39,7 @@ from jax_mmreid.metrics.protocols import PROTOCOLS, Protocol
 Arrays = Mapping[str, np.ndarray]
 KEYS = ("features", "pids", "camids", "views", "paths")
 METRICS = ("cosine", "euclidean")
+UNIT = 1e-6  # unit vectors, whose squared lengths are within this of 1, keep their bits: near ties keep their order
 RERANK = reranking.rerank.__kwdefaults__
 
 
@@ -151,6 +152,7 @@ def _features(name: str, x: np.ndarray, metric: str) -> np.ndarray:
         _refuse(name, squares >= np.finfo(np.float32).max / 4, "of features is too large to be squared in float32")
         return x
     _refuse(name, squares == 0, "of features is zero, which has no cosine; leave it out, or use metric=euclidean")
+    squares[np.abs(squares - 1) < UNIT] = 1
     return (x / np.sqrt(squares)[:, None]).astype(np.float32)
 
 
