@@ -13,16 +13,12 @@ from test_similarity import drawn_rows, loop
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics.similarity import NO_SCORE, Parts
 from jax_mmreid.search import index
-from jax_mmreid.search.index import Columns, Index, choose
+from jax_mmreid.search.index import Columns, Index, choose, take
 from jax_mmreid.sharding import make_mesh
 
 
 def mesh(devices):
     return make_mesh(data=devices, model=1, devices=jax.devices()[:devices])
-
-
-def take(rows, index):
-    return Parts(*(None if x is None else x[index] for x in rows))
 
 
 def filled(rows):

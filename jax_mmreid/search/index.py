@@ -8,7 +8,7 @@ never made.
 
 import functools
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ class Index:
         rows, scores = map(np.concatenate, zip(*found))
         rows, scores = rows[: len(query.parts), :k], scores[: len(query.parts), :k]
         rows = np.where(scores > NO_SCORE, rows, -1).astype(np.int64)
-        return Matches(rows, scores, *_shares(query, self.rows, rows))
+        return Matches(rows, scores, *contributions(query, self.rows, rows))
 
     def _mask(self, where: np.ndarray) -> Array:
         if where.shape != (len(self),):
@@ -131,6 +131,11 @@ class Index:
             )
 
 
+def take(rows: Parts, chosen: Any) -> Parts:
+    """The rows of an index, a slice or a mask."""
+    return Parts(*(None if x is None else x[chosen] for x in rows))
+
+
 def _side(rows: int, most: int) -> int:
     """A power of two near `rows`, so that few shapes are compiled, and at most `most`."""
     return min(most, max(16, 1 << (rows - 1).bit_length()))
@@ -148,7 +153,7 @@ def _useless(tiles: Array, *, packing: Packing, mesh: Mesh) -> Array:
 
 def _padded(rows: Parts, start: int, side: int) -> list:
     """Rows from `start` on, zeros after the last."""
-    block = [None if x is None else np.asarray(x[start : start + side]) for x in rows]
+    block = take(rows, slice(start, start + side))
     return [None if x is None else np.pad(x, [(0, side - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in block]
 
 
@@ -214,8 +219,8 @@ def _merged(first: tuple, second: tuple, k: int) -> tuple[Array, Array]:
     return jnp.take_along_axis(rows, place, axis=1), scores
 
 
-def _shares(query: Parts, gallery: Parts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The modalities [Q,k,M] that count between queries and the rows [Q,k] found for them, and what each adds."""
+def contributions(query: Parts, gallery: Parts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`common` and `shares` [Q,k,M] of `Matches`, for the gallery rows [Q,k] that were found for the queries."""
     M = gallery.packing.modalities
     common, shares = np.zeros((*rows.shape, M), bool), np.zeros((*rows.shape, M), np.float32)
     for i, found in enumerate(rows):
