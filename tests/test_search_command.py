@@ -28,7 +28,7 @@ FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 
 @pytest.fixture(scope="module")
 def workdir(drawn, tmp_path_factory):
-    return write_random_run(tmp_path_factory.mktemp("run"), few(drawn))
+    return write_random_run(tmp_path_factory.mktemp("run"), few(drawn, row="A"))
 
 
 @pytest.fixture(scope="module")
