@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from benchmarks import loader, ranking, step
+from benchmarks import index, loader, ranking, step
 from conftest import tiny_config, tiny_tvi_config
 
 from input_pipeline import DataConfig, describe
@@ -55,6 +55,21 @@ def test_ways_that_do_not_agree_end_the_benchmark():
     found["numpy"]["mAP"] = 0.6
     with pytest.raises(SystemExit, match="mAP is 0.6 by numpy and 0.5 by the loop"):
         ranking.summary(found, ranking.Sizes())
+
+
+def test_all_ways_of_searching_agree_and_are_timed(monkeypatch, capsys):
+    pytest.importorskip("faiss", reason="needs the faiss extra")
+    monkeypatch.setattr(index, "timed_in_a_process", index.timed)
+    index.main(["--rows=300", "--dim=8", "--queries=20", "--k=3", "--rounds=1", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["lists_recall"] == 1 and all(result[f"{way}_one_seconds"] > 0 for way in index.WAYS)
+
+
+def test_searches_that_do_not_agree_end_the_benchmark():
+    found = {way: {"rows": [[0]], "scores": [[0.5]]} for way in index.WAYS}
+    found["flat"]["scores"] = [[0.6]]
+    with pytest.raises(SystemExit, match="the scores of `index` and of `flat` differ"):
+        index.summary(found, index.Sizes())
 
 
 def test_this_loader_is_timed_from_files_and_from_its_cache(tmp_path):
