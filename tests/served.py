@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from input_pipeline.reading import images
@@ -20,6 +21,7 @@ from jax_mmreid.tools.serve import read_picture
 
 ALL = ("rgb", "nir", "tir")
 SIZE, WIDTH = (6, 4), 10  # H, W of the model, D
+ROWS = [(seed, ALL) for seed in range(1, 7)]
 
 
 class Model:
@@ -122,3 +124,23 @@ def subsets(names=ALL):
 def settings(**fields):
     """A calibration that gives a probability, or nan, as it is told."""
     return SimpleNamespace(**fields)
+
+
+@pytest.fixture
+def six(tmp_path):
+    """An engine over six entries with all modalities and with pictures."""
+    (tmp_path / "pictures").mkdir()
+    return make_engine(tmp_path / "store", ROWS, root=tmp_path / "pictures")
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory):
+    """The same without pictures, with a client; for requests that are refused."""
+    engine = make_engine(tmp_path_factory.mktemp("store"), ROWS)
+    with client(engine) as http:
+        yield engine, http
+
+
+def found_ids(answer):
+    assert answer.status_code == 200, answer.text
+    return [match["entry"]["id"] for match in answer.json()["matches"]]

@@ -111,7 +111,8 @@ def test_what_is_imputed_apart_is_what_embed_makes_at_once(model, imputation, us
     for other in ("text", "alone", "zero"):  # what others left behind changes nothing
         encoder.vectors("test", use, {"imputation": other})
     changed = dataclasses.replace(method, imputation=imputation)
-    once = [changed.embed(variables, features, use) for features in encoder._encoded(encoding.Side("test", ())).features]
+    encoded = encoder._encoded(encoding.Side("test", ()))
+    once = [changed.embed(variables, features, use) for features in encoded.features]
     found = encoder.fetch(encoder.vectors("test", use, {"imputation": imputation}))
     np.testing.assert_allclose(found, np.concatenate(once), atol=1e-6)
 

@@ -110,6 +110,11 @@ def test_every_package_is_listed_for_the_wheel():
     assert sorted(listed) == sorted(on_disk)
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/**/*.py")), ids=lambda path: path.stem)
+def test_files_of_tests_stay_short(path):
+    assert len(path.read_text().splitlines()) <= MAX_FILE
+
+
 @pytest.mark.parametrize("path", FILES + SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_functions_and_argument_lists_stay_short(path):
     text = path.read_text()
