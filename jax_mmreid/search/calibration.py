@@ -228,22 +228,28 @@ def _groups(common: np.ndarray, modalities: Sequence[str]) -> dict[str, np.ndarr
 
 def _count(pairs: Pairs) -> Counts:
     """How many pairs of rows there are of either kind, each counted once, and how many identities."""
-    same, different = (len(np.unique(pairs.rows[kind], axis=0)) for kind in (pairs.same, ~pairs.same))
+    numbers = pairs.rows @ (1 + pairs.rows.max(), 1)  # one for each pair of rows
+    same, different = (len(np.unique(numbers[kind])) for kind in (pairs.same, ~pairs.same))
     return Counts(same, different, len(np.unique(pairs.pids[~pairs.same])))
 
 
 def _curve(pairs: Pairs, count: Counts) -> Curve:
     """The isotonic regression of "same identity" on the score, with as much weight on either kind of pairs."""
+    kinds = [np.sum(pairs.weights, where=kind) for kind in (~pairs.same, pairs.same)]
+    weights = pairs.weights / np.take(kinds, pairs.same.astype(int))
+    low, high = 1 / (count.same + 2), (count.different + 1) / (count.different + 2)
+    found = isotonic_regression()(y_min=low, y_max=high, out_of_bounds="clip")
+    found.fit(pairs.scores, pairs.same, sample_weight=weights)
+    return Curve(tuple(found.X_thresholds_.tolist()), tuple(found.y_thresholds_.tolist()))
+
+
+def isotonic_regression() -> type:
+    """The class of scikit-learn; raises ConfigError if that is not installed."""
     try:
         from sklearn.isotonic import IsotonicRegression
     except ImportError as error:
         raise ConfigError("a calibration needs scikit-learn; pip install 'jax_mmreid[search]'") from error
-    kinds = [np.sum(pairs.weights, where=kind) for kind in (~pairs.same, pairs.same)]
-    weights = pairs.weights / np.take(kinds, pairs.same.astype(int))
-    low, high = 1 / (count.same + 2), (count.different + 1) / (count.different + 2)
-    found = IsotonicRegression(y_min=low, y_max=high, out_of_bounds="clip")
-    found.fit(pairs.scores, pairs.same, sample_weight=weights)
-    return Curve(tuple(found.X_thresholds_.tolist()), tuple(found.y_thresholds_.tolist()))
+    return IsotonicRegression
 
 
 def _is_score(scores: np.ndarray | float) -> np.ndarray:

@@ -116,7 +116,9 @@ def score(labelled: Labelled, *, limit: int = LIMIT, seed: int = 0) -> Pairs:
         chosen = np.flatnonzero(both[:, common].all(axis=1))
         length = np.sqrt(squares[chosen][:, :, common].sum(axis=2).prod(axis=1))
         found = products[chosen][:, common].sum(axis=1)
-        parts.append((np.divide(found, length, out=np.zeros_like(found), where=length > 0), chosen, common))
+        with np.errstate(invalid="ignore"):  # what is not finite is refused below
+            found = np.divide(found, length, out=np.zeros_like(found), where=length > 0)
+        parts.append((found, chosen, common))
     found, chosen = _fallbacks(list(views.values()), rows, np.random.default_rng(seed))
     parts.append((found, chosen, np.zeros(len(modalities), bool)))
     scores = np.concatenate([found for found, _, _ in parts])

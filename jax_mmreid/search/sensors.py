@@ -47,9 +47,7 @@ def measure(
     unknown modality or rate, DataError for vectors that are not finite.
     """
     modalities, views, pids, camids = labelled
-    for name in shown:
-        if name not in modalities:
-            raise ConfigError(f"no modality named {name!r}; the model has {', '.join(modalities)}")
+    check_shown(shown, modalities)
     if fmr not in DETECTION:
         raise ConfigError(f"no detection rate at a false-match rate of {fmr:g}; there are {', '.join(map(str, FMRS))}")
     camids = np.where(camids < 0, -1 - np.arange(len(camids)), camids)
@@ -67,6 +65,13 @@ def measure(
             known[key] = _cell(found, columns, mesh, None if np.isnan(threshold.value) else fmr)
         cells["+".join(q), "+".join(g)] = known[key]
     return cells
+
+
+def check_shown(shown: Sequence[str], modalities: Sequence[str]) -> None:
+    """Raises ConfigError for a modality that the model does not have."""
+    for name in shown:
+        if name not in modalities:
+            raise ConfigError(f"no modality named {name!r}; the model has {', '.join(modalities)}")
 
 
 def markdown(cells: Mapping[tuple[str, str], Cell | None], fmr: float) -> str:

@@ -5,21 +5,24 @@ person who looks like many others raises hundreds of scores at once, and a boots
 gives intervals that are many times too narrow. In a resample in which identity a occurs n_a times, a pair of a and b
 counts n_a n_b times.
 
-The resamples also tell how many independent pairs the pairs are worth: as many as would let the share x beyond the
-threshold vary as it does, x (1 - x) / variance. Intervals hold from about three independent false matches on, so a rate
-x is answered from INDEPENDENT / x such pairs on, with MIN_FALSE pairs beyond the threshold and MIN_IDENTITIES.
+The resamples tell how many independent pairs the pairs are worth: as many, n, as would let the share of pairs beyond a
+score vary as it does. The interval of a threshold is then that of a quantile of n independent values: its ends are the
+scores beyond which the least and the greatest share of the pairs lie that could, by chance, where the share x is the
+true one (Garwood, 1936). With x n below -log(0.025), or 3.7, even none may be, and there is no answer. n is that at
+twice the rate: at the rate itself, just the samples without such a person would look as if they were worth many pairs.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import gammaincinv
 
 from jax_mmreid.search.pairs import Pairs
 
 FMRS = (1e-2, 1e-3, 1e-4)
 REPLICATES = 200
-INTERVAL = (0.025, 0.975)
-MIN_FALSE, INDEPENDENT, MIN_IDENTITIES = 10, 3, 10
+ENDS = (0.025, 0.975)
+MIN_FALSE, MIN_IDENTITIES = 10, 10  # pairs beyond a threshold, identities to resample
 
 
 class Threshold(NamedTuple):
@@ -41,31 +44,43 @@ def find(
     `different` says how many of them are of other rows; a pair of rows that was compared in several ways is one.
     """
     ids, numbers = np.unique(pairs.pids, return_inverse=True)
-    lacks = {fmr: _lack(different, len(ids), fmr) for fmr in FMRS}
-    rates = np.array([fmr for fmr in FMRS if not lacks[fmr]])
-    found = {fmr: (UNKNOWN, why) for fmr, why in lacks.items()}
+    found = {fmr: (UNKNOWN, _lack(different, len(ids), fmr)) for fmr in FMRS}
+    rates = np.array([fmr for fmr, (_, why) in found.items() if not why])
     if not len(rates):
         return found
     order = np.argsort(-pairs.scores)
-    a, b = numbers.reshape(-1, 2)[order].T
-    scores, weights = pairs.scores[order], pairs.weights[order]
-    places = _places(np.cumsum(weights), rates)
-    rng, limits, shares = np.random.default_rng(seed), [], []
-    for _ in range(replicates):
-        times = np.bincount(rng.integers(0, len(ids), len(ids)), minlength=len(ids))
-        sums = np.cumsum(weights * times[a] * times[b])
-        limits.append(scores[_places(sums, rates)])
-        shares.append(sums[places - 1] / sums[-1])
-    bounds = np.quantile(limits, INTERVAL, axis=0)
-    independent = rates * (1 - rates) / np.var(shares, axis=0)
-    for fmr, limit, worth in zip(rates.tolist(), zip(scores[places], *bounds), independent):
-        needed = round(INDEPENDENT / fmr)
-        if worth >= needed:
-            found[fmr] = Threshold(*map(float, limit)), ""
-        else:
-            why = f"{different} pairs of {len(ids)} identities are worth {worth:.0f} independent ones"
-            found[fmr] = UNKNOWN, f"{why}; a false-match rate of {fmr:g} needs {needed}"
+    scores, sums = pairs.scores[order], np.cumsum(pairs.weights[order])
+    beyond = [order[:place] for place in _places(sums, 2 * rates)]
+    worth = _worth(pairs.weights, numbers.reshape(-1, 2), beyond, replicates, np.random.default_rng(seed))
+    for fmr, independent in zip(rates.tolist(), worth):
+        expected, needed = fmr * independent, -np.log(ENDS[0]) / fmr
+        if independent < needed:
+            why = f"{different} pairs of {len(ids)} identities are worth {independent:.0f} independent ones"
+            found[fmr] = UNKNOWN, f"{why}; a false-match rate of {fmr:g} needs {needed:.0f}"
+            continue
+        least, most = gammaincinv([expected, expected + 1], ENDS) / independent
+        found[fmr] = Threshold(*scores[_places(sums, np.array([fmr, most, least]))].tolist()), ""
     return found
+
+
+def _worth(
+    weights: np.ndarray, numbers: np.ndarray, beyond: list[np.ndarray], replicates: int, rng: np.random.Generator
+) -> np.ndarray:
+    """How many independent pairs would let the share of each of several choices of pairs vary as resamples do.
+
+    `weights` [P] and identities `numbers` [P,2] from 0 are those of all pairs, `beyond` the pairs of each choice.
+    """
+    count = 1 + numbers.max()
+    both, edges = np.unique(numbers @ (count, 1), return_inverse=True)  # resamples choose pairs of identities
+    mass = [np.bincount(edges[x], weights[x], len(both)) for x in (slice(None), *beyond)]
+    a, b = np.divmod(both, count)
+    shares = []
+    for _ in range(replicates):
+        times = np.bincount(rng.integers(0, count, count), minlength=count)
+        total, *parts = mass @ (times[a] * times[b])
+        shares.append(np.divide(parts, total))
+    share = np.array([x.sum() for x in mass[1:]]) / mass[0].sum()
+    return share * (1 - share) / np.var(shares, axis=0)
 
 
 def _lack(different: int, identities: int, fmr: float) -> str:
@@ -78,6 +93,6 @@ def _lack(different: int, identities: int, fmr: float) -> str:
     return ""
 
 
-def _places(sums: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """How many scores, the greatest first, may be beyond thresholds at these rates, from cumulated weights [P]."""
-    return np.minimum(np.searchsorted(sums, sums[-1] * rates * (1 + 1e-9), "right"), len(sums) - 1)
+def _places(sums: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """How many scores, the greatest first, are at most these shares of all, from their cumulated weights [P]."""
+    return np.minimum(np.searchsorted(sums, sums[-1] * shares * (1 + 1e-9), "right"), len(sums) - 1)

@@ -32,7 +32,7 @@ from jax_mmreid.inference import TrainedModel
 from jax_mmreid.metrics.similarity import Parts, unpack
 from jax_mmreid.report.settings import table
 from jax_mmreid.search import pairs, reliability, sensors
-from jax_mmreid.search.calibration import Calibration, check_prior
+from jax_mmreid.search.calibration import Calibration, check_prior, isotonic_regression
 from jax_mmreid.search.pairs import Labelled, Views
 from jax_mmreid.search.reliability import Reliability
 from jax_mmreid.search.store import Store
@@ -67,7 +67,9 @@ def from_split(workdir: str | Path, split: str, step: str = "last", overrides: S
         raise ConfigError("--split=train: the model was trained on these identities, so their scores are too good")
     data = run.open_dataset(config, workdir)
     evaluate.spec_differences(model.spec, experiment.model_spec(config, data), Path(workdir))
-    found = [_views(model, data, name) for name in splits]
+    subsets = pairs.combinations(model.method.modalities)
+    subsets += [()] if any("text" in data.present(name) for name in splits) else []  # captions alone
+    found = [_views(model, data, name, subsets) for name in splits]
     views = {shown: Parts(*map(np.concatenate, zip(*(view[shown] for view in found)))) for shown in found[0]}
     columns = [data.columns(name) for name in splits]
     pids, camids = (np.concatenate([x[key] for x in columns]) for key in ("pid", "camid"))
@@ -87,7 +89,11 @@ def from_store(folder: str | Path) -> Source:
     modalities, fallback = store.identity.modalities, None if rows.fallback is None else rows.fallback[known]
     views = pairs.hide(Parts(rows.parts[known], rows.present[known], fallback), modalities)
     rows = Labelled(modalities, views, columns.pid[known], columns.camid[known])
-    return Source(rows, store.identity.model, "labelled entries of a store")
+    without = int(np.sum(rows.camids < 0))
+    words = (
+        f"labelled entries of a store, {without} of them without a camera" if without else "labelled entries of a store"
+    )
+    return Source(rows, store.identity.model, words)
 
 
 def calibrate(
@@ -110,22 +116,20 @@ def calibrate(
     return report(found, reliable, cells, fmr)
 
 
-def _views(model: TrainedModel, data: Data, split: str) -> Views:
-    """All rows of a split as they would be with only some modalities, or with captions alone where it has captions."""
-    modalities, present = model.method.modalities, data.present(split)
+def _views(model: TrainedModel, data: Data, split: str, subsets: Sequence[tuple[str, ...]]) -> Views:
+    """All rows of a split as they would be with only these modalities each time, and with their captions."""
+    present = data.present(split)
     captions = ("text",) if "text" in present else ()
-    shown = [*pairs.combinations(modalities), *([()] if captions else [])]
-    uses = {subset: (*subset, *captions) for subset in shown}
+    uses = {subset: (*subset, *captions) for subset in sorted(subsets, key=len, reverse=True)}
     settings = dict(mean=model.spec.mean, std=model.spec.std, uses=[(split, use) for use in uses.values()])
     encoder = Encoder(model.method, model.variables, data, model.mesh, **settings)
-    views, whole = {}, uses[modalities]
-    for subset, use in sorted(uses.items(), key=lambda item: -len(item[0])):
-        vectors = encoder.vectors(split, use, {}, form=COMMON_OR_AVAILABLE)
+    views = {}
+    for subset, use in uses.items():
+        vectors = encoder.vectors(split, use or model.method.modalities, {}, form=COMMON_OR_AVAILABLE)
         parts, there, fallback = unpack(encoder.fetch(vectors), vectors.packing)
-        something = np.any([present[name] for name in use], axis=0)
-        # A row's parts are scaled together, so those of all views come from one.
-        parts = parts if use == whole else views[modalities].parts
-        views[subset] = Parts(parts, there, np.where(something[:, None], fallback, 0))
+        parts = views[model.method.modalities].parts if views else parts  # scaled alike in all views
+        something = np.any([present[name] for name in use], axis=0) if use else np.zeros(len(parts), bool)
+        views[subset] = Parts(parts, there & something[:, None], np.where(something[:, None], fallback, 0))
     return views
 
 
@@ -191,13 +195,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [x.removeprefix(OVERRIDE) for x in given if x.startswith(OVERRIDE)]
     try:
         check_prior(arguments.prior)
+        isotonic_regression()
+        shown = tuple(filter(None, arguments.modalities.split("/")))
         if arguments.store is None:
+            sensors.check_shown(shown, evaluate.load_spec(Path(arguments.workdir)).modalities)
             found = from_split(arguments.workdir, arguments.split or "test", arguments.step or "last", overrides)
         elif overrides or arguments.split or arguments.step:
             raise ConfigError("--split, --step and --config.data belong to --workdir; a store is encoded already")
         else:
+            sensors.check_shown(shown, Store.open(arguments.store).identity.modalities)
             found = from_store(arguments.store)
-        shown = tuple(filter(None, arguments.modalities.split("/")))
         place = arguments.workdir or arguments.store
         print(calibrate(found, place, prior=arguments.prior, fmr=arguments.fmr, shown=shown))
     except (ConfigError, DataError) as error:
