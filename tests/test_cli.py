@@ -13,6 +13,7 @@ from pathlib import Path
 import grain  # noqa: F401  (it defines flags when it is first imported, which must not be while flags are saved)
 import pytest
 from absl.testing import flagsaver
+from conftest import FAST_COMPILATION
 
 from input_pipeline.reading import images
 from input_pipeline.synthesize import synthesize
@@ -34,7 +35,7 @@ QUICKSTART = f"--config={ROOT}/configs/quickstart.py:row=A"
 
 def run(*args):
     """The command in a process of its own, on one device."""
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "80"}
+    env = os.environ | {"XLA_FLAGS": FAST_COMPILATION, "COLUMNS": "80"}
     command = [sys.executable, "-m", "jax_mmreid.main", *args]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conftest import FAST_COMPILATION
+
 ROOT = Path(__file__).parent.parent
 
 METHOD = '''
@@ -173,7 +175,7 @@ def test_a_third_of_each_needs_no_other_file(tmp_path):
     (tmp_path / TABLE).write_text(table.replace(ENTRY, ENTRY + '    "uv": Modality("u"),\n'))
     assert changed_files(tmp_path) == {*NEW_FILES, TABLE}
 
-    env = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": FAST_COMPILATION}
     command = [sys.executable, "-m", "jax_mmreid.main", f"--config=configs/linear.py:{tmp_path}/data", "--workdir=run"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
