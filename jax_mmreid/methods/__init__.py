@@ -55,11 +55,6 @@ class Method(abc.ABC):
     # {field: its values}: the fields that phases and evaluation rows may change; see `with_options`.
     options: ClassVar[Mapping[str, tuple]] = {}
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities of `parts`, in order; by default none."""
-        return ()
-
     @abc.abstractmethod
     def init(self, rng: Array, batch: Batch) -> dict:
         """Initial {"params", "batch_stats", "memory"} for batches shaped like this one."""
@@ -87,8 +82,8 @@ class Method(abc.ABC):
     def parts(self, variables: dict, features: Features, use: tuple[str, ...]) -> tuple[Array, Array]:
         """Retrieval features by modality [B,M,D], and which of them are in `use` and present [B,M] bool.
 
-        The M modalities are `modalities`, whatever `use` names, so that any two rows can be compared by what both
-        have (`metrics.similarity`); absent parts may hold any number. Raises ConfigError for a `use` that the method
+        The M modalities are those of the attribute `modalities`, whatever `use` names, so that any two rows can be
+        compared by what both have (`metrics.similarity`); absent parts may hold any number. Raises ConfigError for a `use` that the method
         does not know.
         """
         raise ConfigError(f"{type(self).__name__} has no features by modality, so similarity='common' does not apply")
