@@ -89,9 +89,9 @@ class Encoder:
         side = Side(split, tuple(use), mixed)
         key = method, side, form
         if key not in self._vectors:
-            encoded = self._encoded(side)
-            features = encoded.features if form == COMMON else self._features(method, side)
-            self._vectors[key] = self._embed(features, encoded.valid, method=method, use=side.use, form=form)
+            features = self._encoded(side).features if form == COMMON else self._features(method, side)
+            valid = self._encoded(side).valid
+            self._vectors[key] = self._embed(features, valid, method=method, use=side.use, form=form)
         return self._vectors[key]
 
     def captions(self, split: str, modality: str) -> np.ndarray:

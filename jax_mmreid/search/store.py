@@ -6,7 +6,7 @@
 
 A change writes new files, waits until they are on the disk, and then replaces the manifest, which is atomic. A process
 that is killed at any moment leaves the state before the change or the one after it. Files that no manifest names
-are removed before the next change. Whoever reads sees one state, and keeps it while others write.
+are removed before the next change. A reader sees one state, and keeps it while others write.
 """
 
 import contextlib

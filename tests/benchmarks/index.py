@@ -43,7 +43,7 @@ def draw(folder: Path, sizes: Sizes) -> None:
         for start in range(0, n, 65_536):
             part = file[start : start + 65_536]
             part[:] = centre[rng.integers(len(centre), size=len(part))]
-            part += rng.standard_normal(part.shape, dtype=np.float32)
+            part += 0.7 * rng.standard_normal(part.shape, dtype=np.float32)
             part /= np.linalg.norm(part, axis=1, keepdims=True)
 
 
