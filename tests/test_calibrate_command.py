@@ -1,12 +1,14 @@
 """The command that calibrates: what it writes and prints, from a split or a store, and what it refuses."""
 
+import dataclasses
 import re
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
-from conftest import load_config, open_tiny, tiny_tvi_config
+from conftest import build, load_config, open_tiny, tiny_tvi_config
 from own_gallery import write_random_run
 from random_run import few
 
@@ -62,19 +64,24 @@ def test_it_writes_the_calibration_of_the_model_and_prints_three_tables(workdir,
         assert len(re.findall(rf"^\| {re.escape(name)} \|", text, re.M)) == 4
 
 
-def test_the_table_of_sensors_is_that_of_evaluation(source, workdir, drawn):
+def test_the_table_of_sensors_is_that_of_evaluation(workdir, drawn, monkeypatch):
     """All 49 pairs of settings with similarity=common, each of which encodes or embeds its sides anew."""
-    data, model = open_tiny(few(drawn)), jax_mmreid.load_model(workdir)
+    config = few(drawn)
+    data = open_tiny(config)
+    last = build(config, data, devices=jax.devices()[:1]).phases[-1].method  # with text features for missing pictures
+    model = dataclasses.replace(jax_mmreid.load_model(workdir), method=last)
     rows = missing_evals(ALL, "test", "same_camera", "common", similarity="common", pairs=True)
     expected = runner.run(rows, model.method, model.variables, data, model.mesh, mean=0.5, std=0.5)
-    scored = Calibration.fit(pairs.score(source.labelled), ALL)
-    cells = sensors.measure(source.labelled, scored, model.mesh, fmr=1e-2)
+    monkeypatch.setattr(run, "load_model", lambda *_: model)
+    labelled = calibrate.from_split(workdir, "test").labelled
+    cells = sensors.measure(labelled, Calibration.fit(pairs.score(labelled), ALL), model.mesh, fmr=1e-2)
     names = {setting: "+".join(use) for setting, use in settings(ALL).items()}
     assert len(cells) == 49 and {x for pair in cells for x in pair} == set(COMBINATIONS)
     for q, g in ((q, g) for q in names for g in names):
         result, cell = expected[f"common/pairs/{q}>{g}"], cells[names[q], names[g]]
         assert (cell.mAP, cell.rank1) == pytest.approx((result["mAP"], result["rank1"]), abs=1e-9), (q, g)
         assert cell.queries == 30 and np.isnan(cell.detection)
+    assert len({cells[pair].mAP for pair in (("rgb", "nir"), ("rgb", "tir"), ("nir", "tir"), ("tir", "rgb"))}) == 4
 
 
 def test_a_store_has_the_pairs_of_the_split(source, workdir, drawn, tmp_path, capsys):

@@ -151,7 +151,7 @@ def test_intervals_over_identities_cover_the_true_threshold_and_those_over_pairs
         low, high = pair_interval(pairs, fmr, rng)
         covered["pairs"].append(low <= true <= high)
     assert len(covered["pairs"]) >= 30
-    assert np.mean(covered["identities"]) > 0.85 > 0.6 > np.mean(covered["pairs"])
+    assert np.mean(covered["identities"]) > 0.85 > 0.3 > np.mean(covered["pairs"])
 
 
 def test_what_a_threshold_lacks_is_said():

@@ -138,8 +138,7 @@ def _some(total: int, limit: int, rng: np.random.Generator) -> tuple[np.ndarray,
 
 def _triangle(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pairs i < j with these numbers, counted as (0,1), (0,2), (1,2), (0,3), ..."""
-    j = ((1 + np.sqrt(1 + 8 * numbers.astype(np.float64))) / 2).astype(np.int64)
-    j -= j * (j - 1) // 2 > numbers  # the root may be rounded up to the next whole number
+    j = ((1 + np.sqrt(1 + 8 * numbers)) / 2).astype(np.int64)  # exact up to 2**50 pairs, of more rows than there are
     return numbers - j * (j - 1) // 2, j
 
 
