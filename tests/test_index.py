@@ -64,6 +64,20 @@ def test_matches_are_those_of_a_loop(seed, fallback):
     assert not both.all() and both.any()
 
 
+@pytest.mark.parametrize("k", [1, 7, 30])
+def test_large_tiles_are_looked_through_by_groups(monkeypatch, k):
+    """Tiles of 128 rows, in groups of 8, 4 and 2; half of the rows are copies, and some may not be found."""
+    monkeypatch.setattr(index, "WIDE", 4)
+    rng = np.random.default_rng(k)
+    query, few = drawn_rows(0, 40), drawn_rows(1, 300)
+    gallery, where = take(few, rng.integers(300, size=900)), rng.random(900) < 0.7
+    check(Index(gallery).search(query, k, where), query, gallery, k, where)
+    zeros = take(few, np.zeros(900, int))
+    zeros.parts[:], zeros.present[:] = rng.choice([-0.0, 0.0], (900, 3, 5)), True
+    found = Index(zeros).search(query, k, where)
+    assert (found.rows == np.flatnonzero(where)[:k]).all()
+
+
 @pytest.mark.parametrize("devices", [1, 3])
 def test_of_equal_scores_the_lower_row_comes_first(monkeypatch, devices):
     """Copies of few rows, in random places of tiles of 16 rows: every score occurs often."""

@@ -7,6 +7,7 @@ never made.
 """
 
 import functools
+import itertools
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from jax_mmreid.search.segments import Columns
 from jax_mmreid.sharding import make_mesh
 
 QUERIES, GALLERY = 256, 8192  # the longest sides of a block
+WIDE = 256  # a tile with so many rows for each match is looked through by groups of rows
 
 
 class Matches(NamedTuple):
@@ -102,7 +104,7 @@ class Index:
         for i, block in enumerate(blocks):
             self._refuse("query", block[None], len(query.parts) - i * side, first=i * side)
         complete = self.complete and bool(np.all(query.present))
-        most = min(1 << (k - 1).bit_length(), len(self))  # few numbers, so few compilations
+        most = min(_round(k), len(self))
         static = dict(mesh=self.mesh, packing=self.packing, complete=complete, k=most)
         found = jax.device_get([_search(block, self.tiles, mask, **static) for block in blocks])
         rows, scores = map(np.concatenate, zip(*found))
@@ -134,6 +136,11 @@ class Index:
 def take(rows: Parts, chosen: Any) -> Parts:
     """The rows of an index, a slice or a mask."""
     return Parts(*(None if x is None else x[chosen] for x in rows))
+
+
+def _round(k: int) -> int:
+    """The next of 1, 2, 5, 10, 20, 50, ..., so that few numbers are compiled."""
+    return next(x for n in itertools.count() for x in (10**n, 2 * 10**n, 5 * 10**n) if x >= k)
 
 
 def _side(rows: int, most: int) -> int:
@@ -194,9 +201,8 @@ def _search(
 
         def step(best: tuple, tile: tuple) -> tuple[tuple, None]:
             number, gallery, mask = tile
-            scores = similarity.similarities(query[:, :columns], gallery[:, :columns], form)
-            scores = jnp.where(mask, jnp.where(scores == 0, 0, scores), NO_SCORE)  # one zero, not two
-            scores, place = jax.lax.top_k(scores, min(k, len(mask)))
+            scores = similarity.similarities(gallery[:, :columns], query[:, :columns], form)  # [g,b]
+            scores, place = _best(scores, mask, min(k, len(mask)))
             return _merged(best, (place + (first + number * len(mask)), scores), k), None
 
         none = jnp.full((len(query), k), -1, jnp.int32), jnp.full((len(query), k), NO_SCORE, jnp.float32)
@@ -207,6 +213,30 @@ def _search(
     each = jax.shard_map(body, mesh=mesh, in_specs=(WHOLE, split, split), out_specs=P(None, mesh.axis_names))
     rows, scores = jax.lax.with_sharding_constraint(each(query, tiles, mask), NamedSharding(mesh, WHOLE))
     return _merged((rows[:, :0], scores[:, :0]), (rows, scores), k)
+
+
+def _best(scores: Array, mask: Array, k: int) -> tuple[Array, Array]:
+    """The k greatest of each column of scores [g,b], of rows where the mask [g] is True, and their places [b,k].
+
+    In a large tile the greatest of each group of neighbours is found first: the k best, of equal ones the lowest, are
+    in the k groups with the best of these, of equal ones the lowest.
+    """
+    g, b = scores.shape
+    if g < WIDE * k:
+        return jax.lax.top_k(_shown(scores, mask[:, None]).T, k)
+    size = 1 << (g // k).bit_length() // 2
+    groups = scores.reshape(g // size, size, b)
+    greatest = _shown(groups, mask.reshape(g // size, size, 1)).max(axis=1)
+    chosen = jnp.sort(jax.lax.top_k(greatest.T, k)[1], axis=1)  # in the order of the rows
+    places = (chosen[..., None] * size + jnp.arange(size)).reshape(b, -1)
+    found = jnp.take_along_axis(groups, chosen.T[:, None], axis=0).reshape(-1, b).T
+    scores, order = jax.lax.top_k(_shown(found, mask[places]), k)
+    return scores, jnp.take_along_axis(places, order, axis=1)
+
+
+def _shown(scores: Array, mask: Array) -> Array:
+    """NO_SCORE where the mask is False; one zero, not two, of which one would be the greater."""
+    return jnp.where(mask, jnp.where(scores == 0, 0, scores), NO_SCORE)
 
 
 _pack = jax.jit(similarity.pack)
