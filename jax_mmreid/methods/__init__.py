@@ -83,8 +83,8 @@ class Method(abc.ABC):
         """Retrieval features by modality [B,M,D], and which of them are in `use` and present [B,M] bool.
 
         The M modalities are those of the attribute `modalities`, whatever `use` names, so that any two rows can be
-        compared by what both have (`metrics.similarity`); absent parts may hold any number. Raises ConfigError for a `use` that the method
-        does not know.
+        compared by what both have (`metrics.similarity`); absent parts may hold any number. Raises ConfigError for a
+        `use` that the method does not know.
         """
         raise ConfigError(f"{type(self).__name__} has no features by modality, so similarity='common' does not apply")
 
