@@ -47,10 +47,10 @@ EVALUATE = """
 folder, workdir, init = given
 from conftest import open_tiny, tiny_config
 from jax_mmreid import distributed, evaluate
-from jax_mmreid.recipes.missing_settings import missing_evals
+from jax_mmreid.recipes.miss_reid import Evaluation
 config = tiny_config(folder, **{"mesh.data": -1, "init": init})
 with config.unlocked():
-    config.evals.update(missing_evals(config.data.modalities, "test", "same_camera", pairs=True))
+    config.evals.update(Evaluation(pairs=True).rows(config.data.modalities, has_text=False))
 data = open_tiny(config, distributed.shard())
 evaluate.evaluate(config, workdir, data, step="init")
 """
@@ -101,8 +101,8 @@ def test_tables_are_the_same_on_any_devices_and_processes(tmp_path, port, drawn)
         run(EVALUATE, count, port, drawn, workdir, init, devices=devices)
         tables.append((workdir / "results_init.md").read_text())
         results.append(json.loads((workdir / "results_init.json").read_text())["evals"])
-    assert tables[0] == tables[1] == tables[2] and "pairs: mAP" in tables[0]
-    assert results[0] == results[1] == results[2] and len(results[0]) == 8 + 8 + 49
+    assert tables[0] == tables[1] == tables[2] and "common/pairs: mAP" in tables[0]
+    assert results[0] == results[1] == results[2] and len(results[0]) == 8 + 8 + 2 * 49 + 2
 
 
 def train_and_evaluate(make, folder, workdir, init, changes, shard=(0, 1)):
