@@ -1,15 +1,19 @@
 """Config files: `configs/rgbnt201.py:row=A` and overrides such as `data.data_dir=FOLDER` as a locked config."""
 
+import argparse
 import ast
 import difflib
 import importlib.util
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from jax_mmreid.config import BOOLS
 from jax_mmreid.errors import ConfigError
+
+OVERRIDE = "--config."  # of one field on the command line, as in --config.optim.lr.tower=1e-5
 
 
 def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -50,6 +54,30 @@ def set_field(config: ConfigDict, override: str) -> None:
     if isinstance(old, ConfigDict):
         raise ConfigError(f"{where}.{last} is a group of fields; set one of {', '.join(old)}")
     place[last] = _parse(text, old, f"{where}.{last}")
+
+
+def set_data_fields(config: ConfigDict, overrides: Iterable[str], refusal: str) -> None:
+    """Sets fields of `config.data`; raises ConfigError as `set_field` does, and with `refusal` for any other field."""
+    for override in overrides:
+        if not override.startswith("data."):
+            raise ConfigError(f"{OVERRIDE}{override}: {refusal}")
+        set_field(config, override)
+
+
+def split_overrides(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a command line without those that override a field, and the overrides, `field=value`."""
+    rest, overrides = [], []
+    for argument in arguments:
+        (overrides if argument.startswith(OVERRIDE) else rest).append(argument.removeprefix(OVERRIDE))
+    return rest, overrides
+
+
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """What the parser makes of a command line, by default that of the process, and the overrides, `field=value`."""
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    return parser.parse_args(rest), overrides
 
 
 def _child(place: ConfigDict, where: str, name: str) -> object:

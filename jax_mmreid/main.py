@@ -4,7 +4,6 @@ Exit codes: 0 done, 2 bad config, 3 bad data, 4 non-finite loss, 75 preempted an
 this project and shows a traceback.
 """
 
-import argparse
 import logging
 import shlex
 import signal
@@ -14,17 +13,15 @@ from collections.abc import Callable
 import absl.logging
 from absl import app, flags
 
-from jax_mmreid.config_file import load_config
-from jax_mmreid.errors import ConfigError, DataError, NonFiniteError, PreemptedError
+from jax_mmreid.config_file import load_config, split_overrides
+from jax_mmreid.errors import EXIT_CODES, ConfigError, report_error
 
 log = logging.getLogger(__name__)
 
-EXIT_CODES = {ConfigError: 2, DataError: 3, NonFiniteError: 4, PreemptedError: 75}
 NEXT = (
     "Search your own pictures: python -m jax_mmreid.tools.embed --workdir=%s --store=gallery FOLDER; "
     "see docs/own_pictures.md"
 )
-OVERRIDE = "--config."  # of one field, as in --config.optim.lr.tower=1e-5
 
 CONFIG = flags.DEFINE_string(
     "config", None, "Config file, with its argument after a colon; --config.FIELD=VALUE sets one of its fields."
@@ -79,7 +76,7 @@ def run_as_command(command: Callable[[], None]) -> int:
     try:
         command()
     except tuple(EXIT_CODES) as error:
-        return _fail(error)
+        return report_error("jax_mmreid", error)
     return 0
 
 
@@ -88,25 +85,15 @@ def parse(argv: list[str]) -> list[str]:
 
     What is wrong with a flag ends the program with one line and exit code 2.
     """
-    overrides = [arg.removeprefix(OVERRIDE) for arg in argv if arg.startswith(OVERRIDE)]
+    rest, overrides = split_overrides(argv)
     try:
-        program, *rest = flags.FLAGS([arg for arg in argv if not arg.startswith(OVERRIDE)])
+        program, *rest = flags.FLAGS(rest)
         _check_flags(rest)
     except flags.Error as error:
-        sys.exit(_fail(ConfigError(f"{error}; see python -m jax_mmreid.main --help")))
+        sys.exit(report_error("jax_mmreid", ConfigError(f"{error}; see python -m jax_mmreid.main --help")))
     except ConfigError as error:
-        sys.exit(_fail(error))
+        sys.exit(report_error("jax_mmreid", error))
     return [program, *overrides]
-
-
-def parse_with_overrides(
-    parser: argparse.ArgumentParser, argv: list[str] | None
-) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments of a driver of runs, and the overrides, `field=value`; anything else ends the program."""
-    arguments, rest = parser.parse_known_args(argv)
-    if unknown := [part for part in rest if not part.startswith(OVERRIDE)]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return arguments, [part.removeprefix(OVERRIDE) for part in rest]
 
 
 def _check_flags(rest: list[str]) -> None:
@@ -126,12 +113,6 @@ def _exit_on_signal() -> None:
     """Lets Ctrl-C and SIGTERM end the process at once but in order, so that what was written gets to the disk."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-
-
-def _fail(error: Exception) -> int:
-    """Prints an error as one line and returns its exit code."""
-    print(f"jax_mmreid: {' '.join(str(error).split())}", file=sys.stderr)
-    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
 def _log_to_stderr() -> None:

@@ -121,6 +121,11 @@ def open_dataset(config: ConfigDict, workdir: str | Path | None = None) -> Opene
     return open_data(DataConfig.from_dict(fields), missing=missing, seed=config.seed, shard=distributed.shard())
 
 
+def saved_config(workdir: str | Path) -> ConfigDict:
+    """The config of a run, as its workdir keeps it."""
+    return from_json(json.loads(Path(workdir, "config.json").read_text()))
+
+
 def load_model(
     workdir: str | Path, step: str = "last", part_rows: int | None = None, devices: list | None = None
 ) -> TrainedModel:
@@ -132,7 +137,7 @@ def load_model(
     """
     workdir = Path(workdir)
     spec = evaluation.load_spec(workdir)
-    config = from_json(json.loads((workdir / "config.json").read_text()))
+    config = saved_config(workdir)
     devices = jax.local_devices()[:1] if devices is None else devices
     config.mesh = ConfigDict(dict(data=len(devices), model=1))
     tokenize = functools.partial(_tokenize, workdir, config)

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 from jax_mmreid import run
-from jax_mmreid.config_file import load_config
-from jax_mmreid.main import OVERRIDE, parse_with_overrides, run_as_command
+from jax_mmreid.config_file import OVERRIDE, load_config, parse_with_overrides
+from jax_mmreid.main import run_as_command
 from jax_mmreid.report import compare
 
 
@@ -34,7 +34,7 @@ def job(config: str, workdir: Path, chosen: tuple[str, ...], seed: int | None, o
     """One run: the config file's argument and overrides with what was chosen, and its folder."""
     file, _, given = config.partition(":")
     arguments = [part for part in (*given.split(","), *chosen) if part and not part.startswith("--")]
-    overrides = [f"seed={seed}"] * (seed is not None) + overrides
+    overrides = ([] if seed is None else [f"seed={seed}"]) + overrides
     overrides += [part.removeprefix(OVERRIDE) for part in chosen if part.startswith("--")]
     name = ",".join(part.removeprefix(OVERRIDE).replace("/", "-") for part in chosen)
     folder = workdir / name / (f"seed{seed}" if seed is not None else "")

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from jax_mmreid import run
-from jax_mmreid.config_file import load_config
-from jax_mmreid.main import parse_with_overrides, run_as_command
+from jax_mmreid.config_file import load_config, parse_with_overrides
+from jax_mmreid.main import run_as_command
 from jax_mmreid.report import compare
 
 STAGES = ("base", "lfm")

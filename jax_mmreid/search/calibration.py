@@ -166,6 +166,12 @@ class Calibration:
             raise DataError(f"{path} is of the model {found.model}, and this one is {model}; {again}")
         return found
 
+    @classmethod
+    def find(cls, folders: Sequence[str | Path], model: str) -> Self | None:
+        """That in the first of these folders that has one, None if none has; raises DataError as `load`."""
+        found = [folder for folder in folders if Path(folder, FILE).exists()]
+        return cls.load(found[0], model) if found else None
+
     def to_json(self) -> str:
         """The calibration as JSON text, which `from_json` reads."""
         fields = dataclasses.asdict(self)

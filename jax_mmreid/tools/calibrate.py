@@ -12,7 +12,6 @@ a calibration on half of the identities is on the other half, and retrieval by w
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,8 @@ import numpy as np
 
 from jax_mmreid import evaluate, experiment, run, sharding
 from jax_mmreid.batch import Data
-from jax_mmreid.config import from_json
-from jax_mmreid.config_file import set_field
-from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.config_file import parse_with_overrides, set_data_fields
+from jax_mmreid.errors import ConfigError, DataError, report_error
 from jax_mmreid.evaluators.encoder import Encoder
 from jax_mmreid.evaluators.programs import COMMON_OR_AVAILABLE
 from jax_mmreid.inference import TrainedModel
@@ -38,7 +36,6 @@ from jax_mmreid.search.reliability import Reliability
 from jax_mmreid.search.store import Store
 from jax_mmreid.search.thresholds import FMRS
 
-OVERRIDE = "--config."
 FMR = 1e-2  # of the detection rate
 
 
@@ -57,11 +54,8 @@ def from_split(workdir: str | Path, split: str, step: str = "last", overrides: S
     was trained on, for data that do not fit the model and as `run.load_model`, DataError for data that cannot be read.
     """
     model = run.load_model(workdir, step)
-    config = from_json(json.loads(Path(workdir, "config.json").read_text()))
-    for override in overrides:
-        if not override.startswith("data."):
-            raise ConfigError(f"--config.{override}: a calibration takes fields of config.data only")
-        set_field(config, override)
+    config = run.saved_config(workdir)
+    set_data_fields(config, overrides, "a calibration takes fields of config.data only")
     splits = split.split("/")
     if "train" in splits:
         raise ConfigError("--split=train: the model was trained on these identities, so their scores are too good")
@@ -190,9 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--fmr", type=float, default=FMR, choices=FMRS, help="of the detection rate, default %(default)s"
     )
     parser.add_argument("--modalities", default="", help="what the table of sensors shows: rgb/tir; default: all")
-    given = sys.argv[1:] if argv is None else list(argv)
-    arguments = parser.parse_args([x for x in given if not x.startswith(OVERRIDE)])
-    overrides = [x.removeprefix(OVERRIDE) for x in given if x.startswith(OVERRIDE)]
+    arguments, overrides = parse_with_overrides(parser, argv)
     try:
         check_prior(arguments.prior)
         isotonic_regression()
@@ -208,8 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = arguments.workdir or arguments.store
         print(calibrate(found, place, prior=arguments.prior, fmr=arguments.fmr, shown=shown))
     except (ConfigError, DataError) as error:
-        print(f"calibrate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 3
+        return report_error("calibrate", error)
     return 0
 
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jax_mmreid.errors import ConfigError
+from jax_mmreid.errors import ConfigError, report_error
 from jax_mmreid.report import compare
 
 
@@ -29,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(compare.markdown(compare.summary(arguments.dirs), arguments.metric), end="")
     except ConfigError as error:
-        print(f"compare: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return report_error("compare", error)
     return 0
 
 

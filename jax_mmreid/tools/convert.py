@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jax_mmreid import __version__
-from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.errors import ConfigError, DataError, report_error
 from jax_mmreid.weights import files, layouts, sources
 from jax_mmreid.weights import init as weights_init
 
@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             convert(arguments.input, arguments.output, layout=arguments.source, revision=arguments.revision)
     except (ConfigError, DataError) as error:
-        print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 3
+        return report_error("convert", error)
     return 0
 
 

@@ -16,7 +16,6 @@ modality parts [n,M,D] and present [n,M], with spec, the hash of the model's dat
 
 import argparse
 import getpass
-import json
 import math
 import sys
 import time as clock
@@ -33,16 +32,14 @@ from input_pipeline.own_pictures import Found
 from input_pipeline.records import Records
 from jax_mmreid import run
 from jax_mmreid.batch import DataSpec
-from jax_mmreid.config import from_json
-from jax_mmreid.config_file import set_field
-from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.config_file import parse_with_overrides, set_data_fields
+from jax_mmreid.errors import ConfigError, DataError, report_error
 from jax_mmreid.evaluate import load_spec
 from jax_mmreid.evaluators.programs import PARTS
 from jax_mmreid.inference import TrainedModel
 from jax_mmreid.metrics.similarity import Packing, Parts
 from jax_mmreid.search.store import MANIFEST, Identity, Store
 
-OVERRIDE = "--config."
 COMMIT = 10.0  # seconds of work that a store may lack when the command is killed
 NAMED = 20  # pictures that cannot be read are named one by one up to this number
 
@@ -130,11 +127,8 @@ def of_split(workdir: str | Path, name: str, overrides: Sequence[str] = ()) -> F
 
     `overrides` are fields of config.data, "data.data_dir=FOLDER".
     """
-    config = from_json(json.loads(Path(workdir, "config.json").read_text()))
-    for override in overrides:
-        if not override.startswith("data."):
-            raise ConfigError(f"--config.{override}: fields of config.data alone can be set here")
-        set_field(config, override)
+    config = run.saved_config(workdir)
+    set_data_fields(config, overrides, "fields of config.data alone can be set here")
     records = load_records(DataConfig.from_dict(config.data.to_dict()))
     if name not in records:
         raise ConfigError(f"--split={name}: the data of this run have {', '.join(records)}")
@@ -246,7 +240,7 @@ def embed(arguments: argparse.Namespace) -> None:
 
 
 def parser(doc: str, name: str) -> argparse.ArgumentParser:
-    """A parser with the flags that embedding and searching share."""
+    """A parser with the flags of every command that searches or embeds."""
     found = argparse.ArgumentParser(
         prog=f"python -m jax_mmreid.tools.{name}",
         description=doc,
@@ -255,9 +249,13 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
     )
     found.add_argument("--workdir", required=True, help="of the run whose model embeds the pictures")
     found.add_argument("--step", default="last", help="last, best or a number")
-    found.add_argument("--modality", default="", help="of pictures whose names say none; default rgb")
     found.add_argument("--caller", default="", help="in the log of the store; default: your login name")
     return found
+
+
+def add_modality(flags: argparse.ArgumentParser) -> None:
+    """The flag that `plain_modality` takes."""
+    flags.add_argument("--modality", default="", help="of pictures whose names say none; default rgb")
 
 
 def command(name: str, function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
@@ -268,14 +266,14 @@ def command(name: str, function: Callable[[argparse.Namespace], None], arguments
         arguments.caller = caller(arguments.caller)
         function(arguments)
     except (ConfigError, DataError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 3
+        return report_error(name, error)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad arguments, 3 pictures or a store that cannot be used."""
     flags = parser(__doc__, "embed")
+    add_modality(flags)
     flags.add_argument("sources", nargs="*", metavar="SOURCE", help="a folder, a table (.csv, .jsonl) or a picture")
     flags.add_argument("--store", default="", help="folder of the store to add to, made if there is none")
     flags.add_argument("--split", default="", help="of the data that the run's config names, in place of sources")
@@ -283,9 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument(
         "--on_bad_image", default="skip", choices=("skip", "error"), help="what a picture that cannot be read does"
     )
-    given = sys.argv[1:] if argv is None else list(argv)
-    arguments = flags.parse_args([x for x in given if not x.startswith(OVERRIDE)])
-    arguments.overrides = [x.removeprefix(OVERRIDE) for x in given if x.startswith(OVERRIDE)]
+    arguments, arguments.overrides = parse_with_overrides(flags, argv)
     return command("embed", embed, arguments)
 
 

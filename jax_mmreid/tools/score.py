@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from jax_mmreid import __version__, sharding
-from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.errors import ConfigError, DataError, report_error
 from jax_mmreid.metrics import galleries, protocols, ranking
 from jax_mmreid.metrics import rerank as reranking
 from jax_mmreid.metrics.device_ranking import rank
@@ -258,8 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         same = files[1] is None or Path(files[0]).resolve() == Path(files[1]).resolve()
         result = score(read(files[0]), None if same else read(files[1]), **arguments)
     except (ConfigError, DataError) as error:
-        print(f"score: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 3
+        return report_error("score", error)
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items()]
     print("{", ",\n".join(lines), "}", sep="\n")
     return 0

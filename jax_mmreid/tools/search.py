@@ -32,10 +32,10 @@ from jax_mmreid.evaluate import load_spec
 from jax_mmreid.inference import TrainedModel
 from jax_mmreid.metrics.similarity import Parts
 from jax_mmreid.search import html_report
+from jax_mmreid.search.calibration import Calibration
 from jax_mmreid.search.index import Index, Matches, choose
 from jax_mmreid.search.store import Contents, Store
 from jax_mmreid.tools import embed
-from jax_mmreid.tools.serve import find_calibration
 
 K = 10  # matches, where the command does not say how many
 
@@ -174,7 +174,7 @@ def search(arguments: argparse.Namespace) -> None:
     contents = store.read()
     where, k = _where(contents, arguments), _count(arguments.k, len(contents.columns.id))
     queries, parts = single(model, query) if found is None else of_sources(model, found)
-    meaning = find_calibration([arguments.store, arguments.workdir], model)
+    meaning = Calibration.find([arguments.store, arguments.workdir], model.identity)
     modalities, results = store.identity.modalities, []
     matched = list(find(contents, queries, parts, k, where, exclude_same=arguments.exclude_same_path))
     for one, match in zip(queries, matched):
@@ -289,6 +289,7 @@ def _warn(*lines: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad arguments, 3 pictures or a store that cannot be used."""
     flags = embed.parser(__doc__, "search")
+    embed.add_modality(flags)
     flags.add_argument("--store", required=True, help="folder of the store")
     for m in MODALITIES:
         flags.add_argument(f"--{m}", default="", metavar="FILE", help=f"{m} picture of the query")

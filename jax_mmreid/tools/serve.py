@@ -26,11 +26,11 @@ from input_pipeline.reading import images
 from jax_mmreid import run
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.inference import TrainedModel
-from jax_mmreid.search.calibration import FILE, Calibration
+from jax_mmreid.search.calibration import Calibration
 from jax_mmreid.search.engine import Engine, Limits
 from jax_mmreid.search.guard import is_loopback, parse_tokens
 from jax_mmreid.search.service import MISSING, create_app
-from jax_mmreid.tools.embed import command, open_store, reads_captions
+from jax_mmreid.tools.embed import command, open_store, parser, reads_captions
 
 TOKENS = "JAX_MMREID_TOKENS"
 
@@ -67,12 +67,6 @@ def make_engine(
         pictures=Path(pictures).resolve() if pictures else None,
         limits=limits,
     )
-
-
-def find_calibration(folders: Sequence[str], model: TrainedModel) -> Calibration | None:
-    """The calibration in the first of these folders that has one, None if none has; raises DataError as `load`."""
-    found = [folder for folder in folders if Path(folder, FILE).exists()]
-    return Calibration.load(found[0], model.identity) if found else None
 
 
 def read_tokens(file: str, host: str) -> dict[str, str]:
@@ -113,7 +107,7 @@ def serve(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{name}={getattr(arguments, name)}: must be above 0")
     tokens = read_tokens(arguments.token_file, arguments.host)
     model = run.load_model(arguments.workdir, arguments.step, part_rows=1)
-    calibration = find_calibration([arguments.gallery, arguments.workdir], model)
+    calibration = Calibration.find([arguments.gallery, arguments.workdir], model.identity)
     limits = Limits(bytes=int(arguments.mebibytes * 2**20), pixels=int(arguments.megapixels * 1e6))
     engine = make_engine(model, arguments.gallery, pictures=arguments.pictures, calibration=calibration, limits=limits)
     app = create_app(engine, tokens=tokens, user=arguments.caller)
@@ -129,20 +123,12 @@ def serve(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 stopped, 2 bad arguments, 3 a store that cannot be used."""
-    flags = argparse.ArgumentParser(
-        prog="python -m jax_mmreid.tools.serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    flags.add_argument("--workdir", required=True, help="of the run whose model embeds the queries")
-    flags.add_argument("--step", default="last", help="last, best or a number")
+    flags = parser(__doc__, "serve")
     flags.add_argument("--gallery", required=True, metavar="STORE", help="folder of the store")
     flags.add_argument("--pictures", default="", metavar="ROOT", help="folder below which thumbnails may be taken")
     flags.add_argument("--host", default="127.0.0.1", help="address to listen at; default: this machine only")
     flags.add_argument("--port", type=int, default=8000, help="0: any that is free")
     flags.add_argument("--token_file", default="", metavar="FILE", help="lines NAME:TOKEN")
-    flags.add_argument("--caller", default="", help="in the log without tokens; default: your login name")
     flags.add_argument("--megapixels", type=float, default=Limits().pixels / 1e6, help="of a picture, at most")
     flags.add_argument("--mebibytes", type=float, default=Limits().bytes / 2**20, help="of a request, at most")
     return command("serve", serve, flags.parse_args(argv))
