@@ -25,7 +25,7 @@ from jax_mmreid.errors import DataError
 from jax_mmreid.metrics import ranking, vectors
 from jax_mmreid.metrics.ranking import FPRS, Ranks, Relevance
 from jax_mmreid.metrics.similarity import Packing, similarities
-from jax_mmreid.metrics.vectors import WHOLE, Vectors
+from jax_mmreid.metrics.vectors import WHOLE, Vectors, block_side
 
 QUERIES, GALLERY = 256, 1024  # the longest sides of a block
 HALF = 1 << 16  # values of half a float32
@@ -78,7 +78,7 @@ class _Search:
         self.rows, self.mesh = rows, mesh
         self.found, self.count = ranking.positives(rows)
         # A small gallery has small tiles, so that several devices share it; their number plays no part in that.
-        self.side, side = _side(len(self.query), QUERIES), _side(len(gallery) // 8, GALLERY)
+        self.side, side = block_side(len(self.query), QUERIES), block_side(len(gallery) // 8, GALLERY)
         over = -len(gallery) % (side * mesh.size)
 
         def tiles(x: np.ndarray, fill: int) -> np.ndarray:
@@ -138,11 +138,6 @@ class _Search:
         return {name: float(np.mean(matched > bound)) for name, bound in zip(FPRS, bounds)}
 
 
-def _side(rows: int, most: int) -> int:
-    """A power of two near `rows`, so that few shapes are compiled, and at most `most`."""
-    return min(most, max(16, 1 << (rows - 1).bit_length()))
-
-
 def _descend(counts: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where, from the last of `counts` down, the sum first exceeds `allowed`; and the sum of those above."""
     sums = np.cumsum(counts[::-1])
@@ -198,14 +193,14 @@ def _block_ranks(
     """
 
     def body(query: Side, own: Array, most: Array, tiles: Side) -> tuple:
-        dots, pid, index = _dots(query, tiles, mesh, packing)
+        scores, pid, index = _scores(query, tiles, mesh, packing)
         mine = own - index[0]
         here = (mine >= 0) & (mine < len(index))
-        found = jnp.take_along_axis(dots, jnp.clip(mine, 0, len(index) - 1), axis=1)
+        found = jnp.take_along_axis(scores, jnp.clip(mine, 0, len(index) - 1), axis=1)
         found = jax.lax.psum(jnp.where(here, found, 0), mesh.axis_names)
 
         def ahead(value: Array, place: Array) -> Array:
-            return (dots > value[:, None]) | ((dots == value[:, None]) & (index < place[:, None]))
+            return (scores > value[:, None]) | ((scores == value[:, None]) & (index < place[:, None]))
 
         def one(i: Array, hits: Array) -> Array:
             return hits.at[:, i].set(ahead(found[:, i], own[:, i]).sum(axis=1, dtype=jnp.int32))
@@ -220,7 +215,7 @@ def _block_ranks(
             first = 1 + (jax.lax.psum(seen, mesh.axis_names) > 0).sum(axis=1)
         upper = jnp.zeros(HALF, jnp.int32)
         if pairs:
-            halves = jnp.where(_negatives(query, dots, pid), _keys(dots) // HALF, HALF)
+            halves = jnp.where(_negatives(query, scores, pid), _keys(scores) // HALF, HALF)
             upper = jax.lax.psum(upper.at[halves].add(1, mode="drop"), mesh.axis_names)
         return hits, first, _keys(found), upper
 
@@ -232,31 +227,31 @@ def _block_lower(query: Side, upper: Array, tiles: Side, *, mesh: Mesh, packing:
     """Negative pairs by lower half of the key, [n,HALF], for each upper half upper [n]; of equal ones, at the last."""
 
     def body(query: Side, upper: Array, tiles: Side) -> Array:
-        dots, pid, _ = _dots(query, tiles, mesh, packing)
-        keys, n = _keys(dots), len(upper)
-        place = jnp.full(dots.shape, n * HALF, jnp.uint32)
+        scores, pid, _ = _scores(query, tiles, mesh, packing)
+        keys, n = _keys(scores), len(upper)
+        place = jnp.full(scores.shape, n * HALF, jnp.uint32)
         for i in range(n):
             place = jnp.where(keys // HALF == upper[i], i * HALF + keys % HALF, place)
-        place = jnp.where(_negatives(query, dots, pid), place, n * HALF)
+        place = jnp.where(_negatives(query, scores, pid), place, n * HALF)
         counts = jnp.zeros(n * HALF, jnp.int32).at[place].add(1, mode="drop")
         return jax.lax.psum(counts, mesh.axis_names).reshape(n, HALF)
 
     return _on_mesh(body, mesh, query, upper, tiles)
 
 
-def _dots(query: Side, tiles: Side, mesh: Mesh, packing: Packing | None) -> tuple[Array, Array, Array]:
+def _scores(query: Side, tiles: Side, mesh: Mesh, packing: Packing | None) -> tuple[Array, Array, Array]:
     """Similarities [b,g] with a device's part of the gallery, -inf of what is hidden; its pid [g] and index [g]."""
-    dots = jax.lax.map(lambda vectors: similarities(query.vectors, vectors, packing), tiles.vectors)
-    dots = dots.swapaxes(0, 1).reshape(len(query.pid), -1)
+    scores = jax.lax.map(lambda vectors: similarities(query.vectors, vectors, packing), tiles.vectors)
+    scores = scores.swapaxes(0, 1).reshape(len(query.pid), -1)
     pid, junk = tiles.pid.reshape(-1), tiles.junk.reshape(-1)
     hidden = (query.junk[:, None] == junk) | (pid < 0)
     index = jax.lax.axis_index(mesh.axis_names) * len(pid) + jnp.arange(len(pid), dtype=jnp.int32)
-    return jnp.where(hidden, -jnp.inf, dots), pid, index
+    return jnp.where(hidden, -jnp.inf, scores), pid, index
 
 
-def _negatives(query: Side, dots: Array, pid: Array) -> Array:
+def _negatives(query: Side, scores: Array, pid: Array) -> Array:
     """[b,g], the pairs that are neither matches nor hidden, of queries that are no padding."""
-    return (query.pid[:, None] != pid) & (dots > -jnp.inf) & (query.pid >= 0)[:, None]
+    return (query.pid[:, None] != pid) & (scores > -jnp.inf) & (query.pid >= 0)[:, None]
 
 
 def _keys(x: Array) -> Array:

@@ -77,6 +77,12 @@ def on_devices(
     return Vectors(array, jax.device_get(squares), index, packing)
 
 
+def block_side(rows: int, most: int | None = None) -> int:
+    """How many rows a block has: a power of two near `rows`, so that few shapes are compiled, and at most `most`."""
+    side = max(16, 1 << (rows - 1).bit_length())
+    return side if most is None else min(most, side)
+
+
 def put(x: np.ndarray, mesh: Mesh, spec: P = WHOLE) -> Array:
     """A host array that every process has whole as a global one; an intended transfer that no guard forbids."""
     with jax.transfer_guard("allow"):

@@ -9,7 +9,8 @@ import numpy as np
 from jax_mmreid.errors import DataError
 from jax_mmreid.metrics import similarity
 from jax_mmreid.metrics.similarity import NO_SCORE, Packing, Parts
-from jax_mmreid.search.index import Matches, contributions, take
+from jax_mmreid.metrics.vectors import block_side
+from jax_mmreid.search.index import Matches, contributions, padded, take
 
 
 def check(query: Parts) -> None:
@@ -30,12 +31,8 @@ def rescored(query: Parts, gallery: Parts, candidates: Sequence[np.ndarray], k: 
     found, scores = np.full((Q, k), -1, np.int64), np.full((Q, k), NO_SCORE, np.float32)
     for i, rows in enumerate(candidates):
         rows = np.unique(rows[rows >= 0])
-        side = max(16, 1 << (len(rows) - 1).bit_length())  # few shapes, so few compilations
-        block = [None if x is None else np.zeros((side, *x.shape[1:]), x.dtype) for x in gallery]
-        for x, to in zip(gallery, block):
-            if x is not None:
-                to[: len(rows)] = x[rows]
-        compared = np.asarray(_compare(take(query, [i]), Parts(*block), packing=gallery.packing))[0, : len(rows)]
+        block = padded(take(gallery, rows), block_side(len(rows)))
+        compared = np.asarray(_compare(take(query, [i]), block, packing=gallery.packing))[0, : len(rows)]
         order = np.argsort(-compared, kind="stable")[:k]
         order = order[compared[order] > NO_SCORE]
         found[i, : len(order)], scores[i, : len(order)] = rows[order], compared[order]

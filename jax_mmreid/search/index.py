@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics import similarity, vectors
 from jax_mmreid.metrics.similarity import NO_SCORE, Packing, Parts
-from jax_mmreid.metrics.vectors import WHOLE
+from jax_mmreid.metrics.vectors import WHOLE, block_side
 from jax_mmreid.search.segments import Columns
 from jax_mmreid.sharding import make_mesh
 
@@ -80,7 +80,7 @@ class Index:
         self.rows, self.packing = rows, rows.packing
         self.mesh = make_mesh(data=-1, model=1) if mesh is None else mesh
         self.complete = bool(np.asarray(rows.present).all())
-        self.side = _side(len(self) // 8, GALLERY)
+        self.side = block_side(len(self) // 8, GALLERY)
         self.tiles = _placed(rows, self.side, self.mesh)
         self._refuse("gallery", self.tiles, len(self))
         self.all = self._mask(np.ones(len(self), bool))
@@ -99,7 +99,7 @@ class Index:
         if query.packing != self.packing:
             raise ConfigError(f"queries have {query.packing}, the gallery {self.packing}; use one model for both")
         mask = self.all if where is None else self._mask(where)
-        side = max(32, _side(len(query.parts), QUERIES))
+        side = max(32, block_side(len(query.parts), QUERIES))
         blocks = [self._packed(query, start, side) for start in range(0, max(1, len(query.parts)), side)]
         for i, block in enumerate(blocks):
             self._refuse("query", block[None], len(query.parts) - i * side, first=i * side)
@@ -121,7 +121,7 @@ class Index:
 
     def _packed(self, query: Parts, start: int, side: int) -> Array:
         """A block of queries [b,W] on every device; zeros after the last."""
-        return _pack(Parts(*(None if x is None else vectors.put(x, self.mesh) for x in _padded(query, start, side))))
+        return _pack(Parts(*(None if x is None else vectors.put(x, self.mesh) for x in _block(query, start, side))))
 
     def _refuse(self, name: str, tiles: Array, rows: int, first: int = 0) -> None:
         """Raises DataError if one of so many rows of tiles [T,g,W] cannot be compared; `first` is the row's number."""
@@ -143,11 +143,6 @@ def _round(k: int) -> int:
     return next(x for n in itertools.count() for x in (10**n, 2 * 10**n, 5 * 10**n) if x >= k)
 
 
-def _side(rows: int, most: int) -> int:
-    """A power of two near `rows`, so that few shapes are compiled, and at most `most`."""
-    return min(most, max(16, 1 << (rows - 1).bit_length()))
-
-
 @functools.partial(jax.jit, static_argnames=("packing", "mesh"))
 def _useless(tiles: Array, *, packing: Packing, mesh: Mesh) -> Array:
     """Which packed rows [T,g,W] are not finite, or have neither part nor fallback vector: [T*g], on every device."""
@@ -158,10 +153,14 @@ def _useless(tiles: Array, *, packing: Packing, mesh: Mesh) -> Array:
     return jax.lax.with_sharding_constraint(~(something & finite).reshape(-1), NamedSharding(mesh, WHOLE))
 
 
-def _padded(rows: Parts, start: int, side: int) -> list:
+def padded(rows: Parts, side: int) -> Parts:
+    """So many rows, zeros after the last."""
+    return Parts(*(None if x is None else np.pad(x, [(0, side - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in rows))
+
+
+def _block(rows: Parts, start: int, side: int) -> Parts:
     """Rows from `start` on, zeros after the last."""
-    block = take(rows, slice(start, start + side))
-    return [None if x is None else np.pad(x, [(0, side - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in block]
+    return padded(take(rows, slice(start, start + side)), side)
 
 
 def _placed(rows: Parts, side: int, mesh: Mesh) -> Array:
@@ -175,7 +174,7 @@ def _placed(rows: Parts, side: int, mesh: Mesh) -> Array:
         shard = jnp.zeros((stop - start, *shape[1:]), jnp.float32, device=device)
         for i in range(start, stop):
             if i * side < len(rows.parts):
-                shard = _set(shard, i - start, Parts(*_padded(rows, i * side, side)))
+                shard = _set(shard, i - start, _block(rows, i * side, side))
         shards.append(shard)
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
