@@ -25,12 +25,10 @@ A row of a split has what its side uses if it has a picture of at least one of t
 captions in `use`: ("ir", "text/rgb") needs both. Rows are skipped after a draw, and counted in the whole split.
 """
 
-import functools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
 from jax_mmreid.batch import Data
@@ -38,7 +36,7 @@ from jax_mmreid.config import flat
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators import TEXT, Evaluator, Result, Use, check_keys, check_use
 from jax_mmreid.evaluators.encoder import Encoder, Side, check_vectors, shown_pictures
-from jax_mmreid.evaluators.programs import COMMON, COMMON_OR_AVAILABLE, EMBED, row_parts
+from jax_mmreid.evaluators.programs import COMMON, COMMON_OR_AVAILABLE, EMBED, packing_of
 from jax_mmreid.methods import Features, Method
 from jax_mmreid.metrics import device_ranking, galleries, ranking
 from jax_mmreid.metrics import rerank as reranking
@@ -132,10 +130,9 @@ class Retrieval(Evaluator):
     def check_method(self, method: Method, variables: Any, features: Mapping[str, Features]) -> None:
         if self.form == EMBED:
             return super().check_method(method, variables, features)
+        method = method.with_options(self.row.get("options", {}), "options")
         for split, use in self.uses():
-            static = dict(use=use, fallback=self.form != COMMON)
-            function = functools.partial(row_parts, method.with_options(self.row.get("options", {}), "options"))
-            jax.eval_shape(functools.partial(function, **static), variables, features[split])
+            packing_of(method, variables, features[split], use, self.form)  # traces all that the row needs
 
     def run(self, encoder: Encoder) -> Result:
         row, data = self.DEFAULTS | self.row, encoder.data

@@ -49,7 +49,7 @@ def check(rows: Rows, data: Data) -> None:
                 _check_mean(name, rows)
                 continue
             _check_pairs(name, rows)
-            for part in row["pairs_of"]:
+            for part in row["pairs_of"] if _changed(row) else ():
                 _evaluator(rows[part] | _changed(row)).check(data)
 
 

@@ -90,12 +90,12 @@ class Evaluation:
         common = dict(splits=self.splits, junk=self.junk, incomplete=self.incomplete)
         found = missing_evals(modalities, **common, pairs=self.pairs)
         plain = {name: row for name, row in found.items() if "query" in row}
-        for name in self.imputations if has_text else ():
-            found |= missing_evals(modalities, **common, group=name, options={"imputation": name}, pairs=self.pairs)
+        others = {name: dict(options={"imputation": name}) for name in self.imputations if has_text}
+        for name, changes in others.items():
+            found |= missing_evals(modalities, **common, **changes, group=name, pairs=self.pairs)
         if self.pairs and len(plain) > 1:
-            imputations = self.imputations if has_text else ()
             found["common/pairs"] = dict(pairs_of=tuple(plain), similarity="common")
-            found |= _mixed_gallery(plain[FULL], {name: dict(options={"imputation": name}) for name in imputations})
+            found |= _mixed_gallery(plain[FULL], others)
         if self.rerank:
             found |= missing_evals(modalities, **common, group="reranked", rerank=RERANK)
         return found
