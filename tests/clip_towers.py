@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from parity import jitted, normal, randomized, shapes
 
 from jax_mmreid.models.clip import ImageTower, TextTower
@@ -16,11 +17,13 @@ def image_inputs(camera=(0, 3, 1)):
     return normal(1, B, H, W, 3), np.eye(C, dtype=np.float32)[list(camera)]
 
 
-def random_image_params():
+@pytest.fixture(scope="module")
+def image_params():
     return randomized(shapes(ImageTower(**IMAGE), *image_inputs()))
 
 
-def random_text_params():
+@pytest.fixture(scope="module")
+def text_params():
     return randomized(shapes(TextTower(**TEXT), jnp.zeros((1, LENGTH, WIDTH)), 0))
 
 

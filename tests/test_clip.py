@@ -15,25 +15,15 @@ from clip_towers import (
     W,
     encode,
     image_inputs,
-    random_image_params,
-    random_text_params,
     read,
 )
+from clip_towers import image_params as image_params
+from clip_towers import text_params as text_params
 from conftest import assert_trees_close
 from parity import close, init, normal, randomized, shapes, stds
 
 from jax_mmreid.models.clip import ImageTower, TextTower
 from jax_mmreid.models.language import inject, template
-
-
-@pytest.fixture(scope="module")
-def image_params():
-    return random_image_params()
-
-
-@pytest.fixture(scope="module")
-def text_params():
-    return random_text_params()
 
 
 def test_a_zero_camera_row_adds_nothing(image_params):

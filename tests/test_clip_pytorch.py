@@ -22,23 +22,13 @@ from clip_towers import (
     W,
     encode,
     image_inputs,
-    random_image_params,
-    random_text_params,
     read,
 )
+from clip_towers import image_params as image_params
+from clip_towers import text_params as text_params
 from parity import close, load, normal, to_torch
 
 from jax_mmreid.models.clip import TextTower
-
-
-@pytest.fixture(scope="module")
-def image_params():
-    return random_image_params()
-
-
-@pytest.fixture(scope="module")
-def text_params():
-    return random_text_params()
 
 
 def torch_tower(torch, params, **own):

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from conftest import build, open_tiny, tiny_config
 from tensorboardX.proto.event_pb2 import Event
-from watched import Run, build_once, few, instead_of_sleep, opened
+from watched import Run, few
+from watched import meanwhile as meanwhile
+from watched import run as run
+from watched import tiny as tiny
 
 from jax_mmreid import evaluate, watch
 from jax_mmreid import run as running
@@ -16,22 +19,6 @@ from jax_mmreid.checkpoint import Checkpoints, newest
 from jax_mmreid.config import to_json
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.report import tables
-
-
-@pytest.fixture(scope="module")
-def tiny(drawn):
-    return opened(drawn)
-
-
-@pytest.fixture
-def run(tiny, tmp_path, monkeypatch):
-    build_once(monkeypatch)
-    return Run(tmp_path / "run", *tiny)
-
-
-@pytest.fixture
-def meanwhile(monkeypatch):
-    return instead_of_sleep(monkeypatch)
 
 
 def files(folder):

@@ -5,27 +5,14 @@ import shutil
 
 import jax
 import pytest
-from watched import Run, build_once, few, instead_of_sleep, opened
+from watched import few
+from watched import meanwhile as meanwhile
+from watched import run as run
+from watched import tiny as tiny
 
 from jax_mmreid import evaluate, watch
 from jax_mmreid.config import config_hash
 from jax_mmreid.evaluators import encoder
-
-
-@pytest.fixture(scope="module")
-def tiny(drawn):
-    return opened(drawn)
-
-
-@pytest.fixture
-def run(tiny, tmp_path, monkeypatch):
-    build_once(monkeypatch)
-    return Run(tmp_path / "run", *tiny)
-
-
-@pytest.fixture
-def meanwhile(monkeypatch):
-    return instead_of_sleep(monkeypatch)
 
 
 def test_a_second_checkpoint_compiles_nothing(run):

@@ -4,6 +4,7 @@ import json
 import time
 from types import SimpleNamespace
 
+import pytest
 from conftest import build, noise, open_tiny, tiny_config
 
 from jax_mmreid import evaluate, experiment, train, watch
@@ -72,7 +73,19 @@ class Run:
         return json.loads((self.workdir / f"{name}.json").read_text())
 
 
-def instead_of_sleep(monkeypatch):
+@pytest.fixture(scope="module")
+def tiny(drawn):
+    return opened(drawn)
+
+
+@pytest.fixture
+def run(tiny, tmp_path, monkeypatch):
+    build_once(monkeypatch)
+    return Run(tmp_path / "run", *tiny)
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
     """A list of what happens while the watcher sleeps, one entry each time; it may not sleep more often."""
     script = []
     monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: script.pop(0)()))
