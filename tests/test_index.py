@@ -11,8 +11,8 @@ from test_processes import run
 from test_similarity import drawn_rows, loop
 
 from jax_mmreid.errors import ConfigError, DataError
-from jax_mmreid.metrics.similarity import NO_SCORE, Parts
-from jax_mmreid.search import index
+from jax_mmreid.metrics.similarity import NO_SCORE, Parts, pack, similarities
+from jax_mmreid.search import index, scan
 from jax_mmreid.search.index import Columns, Index, choose, take
 from jax_mmreid.sharding import make_mesh
 
@@ -64,10 +64,11 @@ def test_matches_are_those_of_a_loop(seed, fallback):
     assert not both.all() and both.any()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("k", [1, 7, 30])
-def test_large_tiles_are_looked_through_by_groups(monkeypatch, k):
-    """Tiles of 128 rows, in groups of 8, 4 and 2; half of the rows are copies, and some may not be found."""
-    monkeypatch.setattr(index, "WIDE", 4)
+def test_few_groups_are_compared_exactly_and_that_is_proven(monkeypatch, k, dtype):
+    """Half of the rows are copies, and some may not be found; one zero is no better than the other."""
+    monkeypatch.setattr(scan, "coarse_dtype", lambda mesh: np.dtype(dtype))
     rng = np.random.default_rng(k)
     query, few = drawn_rows(0, 40), drawn_rows(1, 300)
     gallery, where = take(few, rng.integers(300, size=900)), rng.random(900) < 0.7
@@ -76,6 +77,35 @@ def test_large_tiles_are_looked_through_by_groups(monkeypatch, k):
     zeros.parts[:], zeros.present[:] = rng.choice([-0.0, 0.0], (900, 3, 5)), True
     found = Index(zeros).search(query, k, where)
     assert (found.rows == np.flatnonzero(where)[:k]).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([0, 7]), st.sampled_from(["bfloat16", "float32"]))
+def test_a_coarse_score_differs_by_no_more_than_its_error(seed, fallback, dtype):
+    sides = [drawn_rows(seed + i, n, width=33, fallback=fallback) for i, n in enumerate((9, 40))]
+    form, dtype = sides[0].packing, np.dtype(dtype)
+    query, gallery = map(pack, sides)
+    moved = [scan.rounding(x, packing=form, dtype=dtype) for x in (query, gallery)]
+    error = np.asarray(scan.error(moved[0], moved[1].max(), form))
+    coarse, exact = (np.asarray(similarities(query, gallery, form, x)) for x in (dtype, np.dtype(np.float32)))
+    assert (np.abs(coarse - exact) <= error[:, None]).all() and error.max() < 0.01
+    assert (np.abs(coarse - exact).max() > 1e-4) == (dtype != np.float32)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_rows_too_alike_for_coarse_scores_are_compared_exactly(monkeypatch, devices):
+    """Of rows that bfloat16 does not tell apart more groups are taken, until the best are proven to be so."""
+    monkeypatch.setattr(scan, "coarse_dtype", lambda mesh: np.dtype("bfloat16"))
+    taken, best = [], scan.best
+    monkeypatch.setattr(scan, "best", lambda *x, **kw: taken.append(kw["groups"]) or best(*x, **kw))
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((1, 1, 64))
+    rows = (base + 1e-2 * rng.standard_normal((3000, 1, 64))).astype(np.float32)
+    gallery, query = (Parts(x, np.ones((len(x), 1), bool)) for x in (rows, rows[:5] + np.float32(1e-2)))
+    found = Index(gallery, mesh(devices)).search(query, 1)
+    scores = loop(query, gallery)
+    np.testing.assert_allclose(found.scores[:, 0], scores.max(axis=1), rtol=0, atol=1e-6)
+    assert len(taken) > 1 and sorted(set(taken)) == taken
 
 
 @pytest.mark.parametrize("devices", [1, 3])

@@ -12,7 +12,6 @@ are stored, moved and split over devices like any other vectors.
 A pair without a common modality has the dot product of its `fallback` vectors, or without these NO_SCORE.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -21,7 +20,6 @@ import numpy as np
 from jax import Array
 
 NO_SCORE = -2.0  # less than any cosine: such pairs come last, in the order of the gallery
-_product = functools.partial(jnp.einsum, "bd,gd->bg", precision=jax.lax.Precision.HIGHEST)
 
 
 class Packing(NamedTuple):
@@ -64,21 +62,32 @@ def unpack(rows: np.ndarray, packing: Packing) -> Parts:
     return Parts(parts.reshape(-1, M, D), present > 0, fallback if F else None)
 
 
-def similarities(query: Array, gallery: Array, packing: Packing | None = None) -> Array:
+def similarities(query: Array, gallery: Array, packing: Packing | None = None, dtype: jnp.dtype = jnp.float32) -> Array:
     """Similarities [b,g] of rows [b,W] and [g,W]: of packed ones "common", else their dot products."""
-    return _product(query, gallery) if packing is None else common(query, gallery, packing)[0]
+    if packing is None:
+        return _product(query, gallery, dtype)
+    return common(query, gallery, packing, dtype)[0]
 
 
-def common(query: Array, gallery: Array, packing: Packing) -> tuple[Array, Array]:
-    """Similarities [b,g] of packed rows [b,W] and [g,W], and which pairs have a modality in common [b,g]."""
+def common(query: Array, gallery: Array, packing: Packing, dtype: jnp.dtype = jnp.float32) -> tuple[Array, Array]:
+    """Similarities [b,g] of packed rows [b,W] and [g,W], and which pairs have a modality in common [b,g].
+
+    Parts and fallback vectors are rounded to `dtype` before they are multiplied; sums are in float32.
+    """
     (q, q_squares, q_mask, q_fallback), (g, g_squares, g_mask, g_fallback) = (
         _columns(x, packing) for x in (query, gallery)
     )
     squares = _product(q_squares, g_mask) * _product(q_mask, g_squares)
     shared = _product(q_mask, g_mask) > 0
-    cosine = _product(q, g) * _inverse_root(squares)
-    other = _product(q_fallback, g_fallback) if packing.fallback else NO_SCORE
+    cosine = _product(q, g, dtype) * _inverse_root(squares)
+    other = _product(q_fallback, g_fallback, dtype) if packing.fallback else NO_SCORE
     return jnp.where(shared, cosine, other), shared
+
+
+def _product(a: Array, b: Array, dtype: jnp.dtype = jnp.float32) -> Array:
+    factors = a.astype(dtype), b.astype(dtype)
+    exact = dict(precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    return jnp.einsum("bd,gd->bg", *factors, **exact)
 
 
 def _inverse_root(squares: Array) -> Array:

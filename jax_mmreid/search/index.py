@@ -2,13 +2,12 @@
 
 Pairs are compared by the modalities that both have (`metrics.similarity`). The greater similarity comes first, of equal
 ones the lower row. A gallery lies on the devices in tiles of one shape, whatever their number, so that every
-similarity has the same bits on any mesh. Each tile leaves its k best behind; the matrix of all similarities is
-never made.
+similarity has the same bits on any mesh. The matrix of all similarities is never made (`search.scan`).
 """
 
 import functools
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +21,16 @@ from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics import similarity, vectors
 from jax_mmreid.metrics.similarity import NO_SCORE, Packing, Parts
 from jax_mmreid.metrics.vectors import WHOLE, block_side
+from jax_mmreid.search import scan
 from jax_mmreid.search.segments import Columns
 from jax_mmreid.sharding import make_mesh
 
-QUERIES, GALLERY = 256, 8192  # the longest sides of a block
-WIDE = 256  # a tile with so many rows for each match is looked through by groups of rows
+QUERIES, GALLERY = 512, 4096  # the longest sides of a block
+COARSE = 2**26  # the most coarse scores that are kept at once
+CANDIDATES, MORE = (
+    4,
+    16,
+)  # groups per match that are compared exactly, and how many times more where that proves nothing
 
 
 class Matches(NamedTuple):
@@ -83,6 +87,9 @@ class Index:
         self.side = block_side(len(self) // 8, GALLERY)
         self.tiles = _placed(rows, self.side, self.mesh)
         self._refuse("gallery", self.tiles, len(self))
+        self.groups = self.tiles.shape[0] * self.side // (self.mesh.size * scan.GROUP)  # of a device
+        self.dtype = scan.coarse_dtype(self.mesh)
+        self.rounding = scan.greatest_rounding(self.tiles, mesh=self.mesh, packing=self.packing, dtype=self.dtype)
         self.all = self._mask(np.ones(len(self), bool))
 
     def __len__(self) -> int:
@@ -99,18 +106,40 @@ class Index:
         if query.packing != self.packing:
             raise ConfigError(f"queries have {query.packing}, the gallery {self.packing}; use one model for both")
         mask = self.all if where is None else self._mask(where)
-        side = max(32, block_side(len(query.parts), QUERIES))
-        blocks = [self._packed(query, start, side) for start in range(0, max(1, len(query.parts)), side)]
-        for i, block in enumerate(blocks):
-            self._refuse("query", block[None], len(query.parts) - i * side, first=i * side)
+        for start, block in self._blocks(query):
+            self._refuse("query", block[None], len(query.parts) - start, first=start)
+        rows, scores = (
+            np.full((len(query.parts), k), -1, np.int64),
+            np.full((len(query.parts), k), NO_SCORE, np.float32),
+        )
+        left, groups = np.arange(len(query.parts)), CANDIDATES * _round(k)
         complete = self.complete and bool(np.all(query.present))
-        most = min(_round(k), len(self))
-        static = dict(mesh=self.mesh, packing=self.packing, complete=complete, k=most)
-        found = jax.device_get([_search(block, self.tiles, mask, **static) for block in blocks])
-        rows, scores = map(np.concatenate, zip(*found))
-        rows, scores = rows[: len(query.parts), :k], scores[: len(query.parts), :k]
-        rows = np.where(scores > NO_SCORE, rows, -1).astype(np.int64)
+        while len(left):
+            found, best, proven = self._best(take(query, left), k, mask, complete, groups)
+            rows[left], scores[left] = np.where(best > NO_SCORE, found, -1), best
+            left, groups = left[~proven], MORE * groups
         return Matches(rows, scores, *contributions(query, self.rows, rows))
+
+    def _best(self, query: Parts, k: int, mask: Array, complete: bool, groups: int) -> tuple[np.ndarray, ...]:
+        """Rows [Q,k] and scores [Q,k], and for which queries [Q] they are proven to be the best."""
+        most = min(_round(k), len(self))
+        groups = max(scan.whole_chunks(min(groups, self.groups)), scan.whole_chunks(-(-most // scan.GROUP)))
+        static = dict(mesh=self.mesh, packing=self.packing, complete=complete, k=most, groups=groups, dtype=self.dtype)
+        found = []
+        for _, block in self._blocks(query):
+            best = scan.best(block, self.tiles, mask, **static)
+            own = scan.rounding(block, packing=self.packing, dtype=self.dtype)
+            found.append((best.rows, best.scores, best.left_out, scan.error(own, self.rounding, self.packing)))
+        rows, scores, left_out, error = (np.concatenate(x)[: len(query.parts)] for x in zip(*jax.device_get(found)))
+        proven = (left_out <= NO_SCORE) | (scores[:, k - 1] > left_out + error)
+        return rows[:, :k], scores[:, :k], proven
+
+    def _blocks(self, query: Parts) -> Iterator[tuple[int, Array]]:
+        """Blocks of queries [b,W] on every device, zeros after the last, and the number of the first of each."""
+        side = max(32, min(block_side(len(query.parts), QUERIES), COARSE // self.groups))
+        for start in range(0, len(query.parts), side):
+            block = _block(query, start, side)
+            yield start, _pack(Parts(*(None if x is None else vectors.put(x, self.mesh) for x in block)))
 
     def _mask(self, where: np.ndarray) -> Array:
         if where.shape != (len(self),):
@@ -118,10 +147,6 @@ class Index:
         padded = np.zeros(self.tiles.shape[:2], bool)
         padded.reshape(-1)[: len(self)] = where
         return vectors.put(padded, self.mesh, P(self.mesh.axis_names))
-
-    def _packed(self, query: Parts, start: int, side: int) -> Array:
-        """A block of queries [b,W] on every device; zeros after the last."""
-        return _pack(Parts(*(None if x is None else vectors.put(x, self.mesh) for x in _block(query, start, side))))
 
     def _refuse(self, name: str, tiles: Array, rows: int, first: int = 0) -> None:
         """Raises DataError if one of so many rows of tiles [T,g,W] cannot be compared; `first` is the row's number."""
@@ -184,68 +209,7 @@ def _set(shard: Array, place: int, tile: Parts) -> Array:
     return shard.at[place].set(similarity.pack(tile))
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "packing", "complete", "k"))
-def _search(
-    query: Array, tiles: Array, mask: Array, *, mesh: Mesh, packing: Packing, complete: bool, k: int
-) -> tuple[Array, Array]:
-    """Rows [b,k] and their scores [b,k]; NO_SCORE where the mask [T,g] leaves too few.
-
-    With `complete` no row lacks anything, so that the dot products of all parts together are the similarities.
-    """
-    M, D, _ = packing
-    columns, form = (M * D, None) if complete else (packing.total, packing)
-
-    def body(query: Array, tiles: Array, mask: Array) -> tuple[Array, Array]:
-        first = jax.lax.axis_index(mesh.axis_names) * mask.size
-
-        def step(best: tuple, tile: tuple) -> tuple[tuple, None]:
-            number, gallery, mask = tile
-            scores = similarity.similarities(gallery[:, :columns], query[:, :columns], form)  # [g,b]
-            scores, place = _best(scores, mask, min(k, len(mask)))
-            return _merged(best, (place + (first + number * len(mask)), scores), k), None
-
-        none = jnp.full((len(query), k), -1, jnp.int32), jnp.full((len(query), k), NO_SCORE, jnp.float32)
-        none = jax.lax.pcast(none, mesh.axis_names, to="varying")
-        return jax.lax.scan(step, none, (jnp.arange(len(tiles)), tiles, mask))[0]
-
-    split = P(mesh.axis_names)
-    each = jax.shard_map(body, mesh=mesh, in_specs=(WHOLE, split, split), out_specs=P(None, mesh.axis_names))
-    rows, scores = jax.lax.with_sharding_constraint(each(query, tiles, mask), NamedSharding(mesh, WHOLE))
-    return _merged((rows[:, :0], scores[:, :0]), (rows, scores), k)
-
-
-def _best(scores: Array, mask: Array, k: int) -> tuple[Array, Array]:
-    """The k greatest of each column of scores [g,b], of rows where the mask [g] is True, and their places [b,k].
-
-    In a large tile the greatest of each group of neighbours is found first: the k best, of equal ones the lowest, are
-    in the k groups with the best of these, of equal ones the lowest.
-    """
-    g, b = scores.shape
-    if g < WIDE * k:
-        return jax.lax.top_k(_shown(scores, mask[:, None]).T, k)
-    size = 1 << (g // k).bit_length() // 2
-    groups = scores.reshape(g // size, size, b)
-    greatest = _shown(groups, mask.reshape(g // size, size, 1)).max(axis=1)
-    chosen = jnp.sort(jax.lax.top_k(greatest.T, k)[1], axis=1)  # in the order of the rows
-    places = (chosen[..., None] * size + jnp.arange(size)).reshape(b, -1)
-    found = jnp.take_along_axis(groups, chosen.T[:, None], axis=0).reshape(-1, b).T
-    scores, order = jax.lax.top_k(_shown(found, mask[places]), k)
-    return scores, jnp.take_along_axis(places, order, axis=1)
-
-
-def _shown(scores: Array, mask: Array) -> Array:
-    """NO_SCORE where the mask is False; one zero, not two, of which one would be the greater."""
-    return jnp.where(mask, jnp.where(scores == 0, 0, scores), NO_SCORE)
-
-
 _pack = jax.jit(similarity.pack)
-
-
-def _merged(first: tuple, second: tuple, k: int) -> tuple[Array, Array]:
-    """The k best of two (rows, scores) [b,...], of equal ones those of the first, in their order."""
-    rows, scores = (jnp.concatenate(x, axis=1) for x in zip(first, second))
-    scores, place = jax.lax.top_k(scores, k)
-    return jnp.take_along_axis(rows, place, axis=1), scores
 
 
 def contributions(query: Parts, gallery: Parts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
