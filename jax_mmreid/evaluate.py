@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jax_mmreid import __version__, distributed, experiment, sharding
 from jax_mmreid.batch import Data, DataSpec
@@ -24,7 +25,7 @@ from jax_mmreid.config import ConfigDict, config_hash, difference, evals_hash, r
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators import runner
 from jax_mmreid.experiment import Experiment, model_spec
-from jax_mmreid.report import tables
+from jax_mmreid.report import baselines, tables
 from jax_mmreid.weights import init as weights_init
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ FILES = {"best": "results_best", "init": "results_init"}  # by step; "results" f
 # What of a data spec the model cannot do without, and what may differ under --force.
 FIXED = ("modalities", "image_size", "vocab")
 FORCEABLE = ("cameras", "pids")
+LAST = 10  # lines of the log whose mean is the training accuracy
 
 
 class Checkpoint(NamedTuple):
@@ -70,7 +72,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "l
     exp = experiment.build(config, spec, data.tokenize)
     runner.check(config.evals.to_dict(), data)
     loaded = _from_init(config, exp) if step == "init" else restore(exp, workdir, step, differences)
-    results = measure(config, exp, data, loaded, begin)
+    results = measure(config, exp, data, loaded, workdir, begin)
     results |= {"forced": differences} if differences else {}
     write_results(workdir, results)
     log.info("evaluated %s in %.1fs; results in %s", tables.what(results), results["seconds"], workdir)
@@ -113,12 +115,15 @@ def _listed(values: tuple[int, ...]) -> str:
     return f"{len(values)}: {', '.join(map(str, values[:6]))}{', ..' * (len(values) > 6)}"
 
 
-def measure(config: ConfigDict, exp: Experiment, data: Data, loaded: Checkpoint, begin: float) -> dict:
-    """The results of a checkpoint, as they are written down; `begin` is when work on it began (time.monotonic)."""
+def measure(config: ConfigDict, exp: Experiment, data: Data, loaded: Checkpoint, workdir: Path, begin: float) -> dict:
+    """The results of a checkpoint, as they are written down; `begin` is when work on it began (time.monotonic).
+
+    With rows of kind "pixels" they contain an advice, which is logged too.
+    """
     last = loaded.which == "init"
     method = exp.phases[-1].method if last else exp.phase(max(loaded.step - 1, 0)).method
     rows = config.evals.to_dict()
-    return {
+    results = {
         "step": loaded.step,
         "steps": exp.phases[-1].stop,
         "which": loaded.which,
@@ -132,6 +137,10 @@ def measure(config: ConfigDict, exp: Experiment, data: Data, loaded: Checkpoint,
         "evals": runner.run(rows, method, loaded.variables, data, exp.mesh, mean=exp.spec.mean, std=exp.spec.std),
         "seconds": round(time.monotonic() - begin, 2),
     }
+    if baselines.compare(results):
+        results["advice"] = baselines.advice(results, _facts(config, data, workdir, loaded.step))
+        log.info("%s", results["advice"])
+    return results
 
 
 def write_results(workdir: Path, results: dict) -> None:
@@ -145,6 +154,25 @@ def write_results(workdir: Path, results: dict) -> None:
         part = workdir / f".{name}.{os.getpid()}"
         part.write_text(text)
         part.replace(workdir / name)
+
+
+def _facts(config: ConfigDict, data: Data, workdir: Path, step: int) -> baselines.Facts:
+    """What an advice on the run in a workdir, at a step of it, follows from."""
+    columns = data.columns("train")
+    seen, rows = np.unique(np.stack([columns["pid"], columns["camid"]]), axis=1, return_counts=True)
+    _, own, cameras = np.unique(seen[0], return_inverse=True, return_counts=True)
+    pairs, same = (np.sum(count * (count - 1)) for count in (np.bincount(own, rows), rows))
+    logged = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in logged.read_text().splitlines()] if logged.exists() else []
+    accuracies = [line["accuracy"] for line in lines if "accuracy" in line and line["step"] <= step][-LAST:]
+    return baselines.Facts(
+        identities=len(cameras),
+        cameras=len(np.unique(seen[1])),
+        one_camera=int(np.sum(cameras == 1)),
+        same_camera=float(same / max(pairs, 1)),
+        accuracy=float(np.mean(accuracies)) if accuracies else None,
+        pretrained=bool(config.init),
+    )
 
 
 def _config_differences(config: ConfigDict, workdir: Path) -> list[str]:

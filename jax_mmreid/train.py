@@ -201,7 +201,7 @@ def check_evals(config: ConfigDict, exp: Experiment, data: Data) -> None:
 
 
 def _run_evals(config: ConfigDict, exp: Experiment, method: Method, variables: dict, data: Data) -> dict[str, dict]:
-    rows, spec = config.evals.to_dict(), exp.spec
+    rows, spec = runner.learned(config.evals.to_dict()), exp.spec
     return runner.run(rows, method, variables, data, exp.mesh, mean=spec.mean, std=spec.std)
 
 

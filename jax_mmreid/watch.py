@@ -53,7 +53,7 @@ def watch(config: ConfigDict, workdir: str | Path, open_data: Callable[[], Data]
             variables = _read(exp, workdir, step)
             if variables is None:
                 continue
-            results = measure(config, exp, data, Checkpoint(step, variables, "last"), begin)
+            results = measure(config, exp, data, Checkpoint(step, variables, "last"), workdir, begin)
             if _is_best(config, workdir, results):
                 write_results(workdir, results | {"which": "best"})
             writer.write(step, runner.numbers(results["evals"]))

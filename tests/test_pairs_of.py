@@ -12,6 +12,7 @@ from jax_mmreid.config import ConfigDict, config_hash, difference, to_json
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators import runner
 from jax_mmreid.evaluators.retrieval import Retrieval
+from jax_mmreid.ops.descriptors import DESCRIPTORS
 from jax_mmreid.recipes.missing_settings import missing_evals
 from jax_mmreid.report import tables
 
@@ -214,7 +215,9 @@ def test_the_row_stands_behind_the_mean_if_anything_may_be_missing():
 def test_configs_of_miss_reid_take_pairs_as_an_argument_that_changes_no_run(name):
     plain, config = load_config(name), load_config(name, "pairs=1")
     mixed = [f"mixed gallery/{name}" for name in ("embed", "zero", "common")]
-    assert [row for row in config.evals if row not in plain.evals] == ["pairs", "zero/pairs", "common/pairs", *mixed]
+    added = ["pairs", "zero/pairs", "common/pairs", *mixed]
+    added += [f"{feature}/pairs" for feature in DESCRIPTORS if name == "manifest"]
+    assert [row for row in config.evals if row not in plain.evals] == added
     assert config.evals["common/pairs"].to_dict() == dict(pairs_of=SEVEN, similarity="common")
     assert list(config.evals)[8] == "pairs" and config.evals.pairs.pairs_of == SEVEN
     assert config_hash(config) == config_hash(plain) and difference(to_json(plain), config) == []

@@ -33,6 +33,7 @@ class Evaluator:
 
     COLUMNS: ClassVar[dict[str, str]] = {}  # {heading: metric} of tables, which print fractions in percent
     NOT_FRACTIONS: ClassVar[tuple[str, ...]] = ()  # metrics in COLUMNS that are no fractions, and better if lower
+    LEARNED: ClassVar[bool] = True  # whether the result depends on the weights; if not, `method` makes the vectors
 
     def check(self, data: Data) -> None:
         """Raises ConfigError if the row names what does not exist, DataError for data that it cannot be measured on."""
@@ -40,6 +41,10 @@ class Evaluator:
 
     def uses(self) -> list[tuple[str, Use]]:
         """[(split, what the row reads of it)]; nothing else is decoded and encoded."""
+        raise NotImplementedError
+
+    def method(self, data: Data) -> Method:
+        """The method, without variables, whose vectors are compared if the kind is not LEARNED; of pixels in [0, 1]."""
         raise NotImplementedError
 
     def check_method(self, method: Method, variables: Any, features: Mapping[str, Features]) -> None:

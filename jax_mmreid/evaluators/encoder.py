@@ -94,6 +94,10 @@ class Encoder:
             self._vectors[key] = self._embed(features, valid, method=method, use=side.use, form=form)
         return self._vectors[key]
 
+    def forget_vectors(self) -> None:
+        """Frees the vectors, which are made again from features if they are needed again."""
+        self._vectors.clear()
+
     def captions(self, split: str, modality: str) -> np.ndarray:
         """Ids [n,L] of the captions of a modality that `check_use` has found to exist."""
         return self._encoded(Side(split, ())).captions[modality]

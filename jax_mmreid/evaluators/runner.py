@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax_mmreid import evaluators
 from jax_mmreid.batch import Data
 from jax_mmreid.errors import ConfigError, DataError
-from jax_mmreid.evaluators import LABELS, Evaluator, Result, check_keys
+from jax_mmreid.evaluators import LABELS, Evaluator, Result, Use, check_keys
 from jax_mmreid.evaluators.encoder import Encoder, one_row_of
 from jax_mmreid.evaluators.programs import Level
 from jax_mmreid.evaluators.retrieval import Retrieval
@@ -62,7 +62,7 @@ def check_method(rows: Rows, method: Method, variables: Any, data: Data) -> None
     alone = {name: row for name, row in _expand(rows).items() if len(set(row.get("pair", ()))) < 2}
     measured = {name: _evaluator(row) for name, row in alone.items() if not {"mean_of", "same_as"} & row.keys()}
     uses = {}
-    for evaluator in measured.values():
+    for evaluator in (x for x in measured.values() if x.LEARNED):
         for split, use in evaluator.uses():
             uses.setdefault(split, set()).update(use)
     features = {
@@ -70,6 +70,8 @@ def check_method(rows: Rows, method: Method, variables: Any, data: Data) -> None
     }
     done = []
     for name, evaluator in measured.items():
+        if not evaluator.LEARNED:
+            continue
         needs = evaluator.uses(), evaluator.row.get("options"), evaluator.row.get("similarity")
         if needs not in done:
             done.append(needs)
@@ -85,6 +87,8 @@ def check_best(best: str, rows: Rows) -> None:
         names = [f"{name}/QUERY>GALLERY" if "pairs_of" in row else name for name, row in rows.items()]
         raise ConfigError(f"best={best!r}: there is no row {name!r} in evals; the rows are {', '.join(names)}")
     kind = find(_kind(name, expanded))
+    if not kind.LEARNED:
+        raise ConfigError(f"best={best!r}: training does not change evals.{name}; name a row of another kind")
     metrics = [x for x in kind.COLUMNS.values() if x not in kind.NOT_FRACTIONS]
     if metric not in metrics:
         raise ConfigError(f"best={best!r}: evals.{name} can pick a checkpoint by {', '.join(metrics)}")
@@ -100,11 +104,12 @@ def run(
     """
     rows = _expand(rows)
     measured = {name: _evaluator(row) for name, row in rows.items() if not {*DERIVED, "same_as"} & row.keys()}
-    uses = [use for evaluator in measured.values() for use in evaluator.uses()]
-    encoder, found = Encoder(method, variables, data, mesh, mean=mean, std=std, uses=uses), {}
-    for name, evaluator in measured.items():
-        with _named(name):
-            found[name] = evaluator.run(encoder)
+    learned = {name: evaluator for name, evaluator in measured.items() if evaluator.LEARNED}
+    found = _run(learned, Encoder(method, variables, data, mesh, mean=mean, std=std, uses=_uses(learned)))
+    methods = {name: evaluator.method(data) for name, evaluator in measured.items() if not evaluator.LEARNED}
+    for own in dict.fromkeys(methods.values()):
+        chosen = {name: measured[name] for name in methods if methods[name] == own}
+        found |= _run(chosen, Encoder(own, {}, data, mesh, mean=0.0, std=1.0, uses=_uses(chosen)))
     results = {}
     for name, row in rows.items():
         if "mean_of" in row:
@@ -114,6 +119,11 @@ def run(
         labels = {key: row[key] for key in (*LABELS, "pair") if key in row}
         results[name] = {"kind": _kind(name, rows)} | labels | result
     return results
+
+
+def learned(rows: Rows) -> dict[str, dict]:
+    """The rows whose results depend on the weights: what is worth measuring more than once in a run."""
+    return {name: row for name, row in rows.items() if find(_kind(name, rows)).LEARNED}
 
 
 def numbers(results: Mapping[str, Result]) -> dict[str, float]:
@@ -159,6 +169,18 @@ def _named(name: str) -> Iterator[None]:
         raise type(error)(f"evals.{name}: {error}") from error
 
 
+def _uses(evaluators: Mapping[str, Evaluator]) -> list[tuple[str, Use]]:
+    return [use for evaluator in evaluators.values() for use in evaluator.uses()]
+
+
+def _run(evaluators: Mapping[str, Evaluator], encoder: Encoder) -> dict[str, Result]:
+    found = {}
+    for name, evaluator in evaluators.items():
+        with _named(name):
+            found[name] = evaluator.run(encoder)
+    return found
+
+
 def _is_derived(row: dict) -> bool:
     return any(key in row for key in DERIVED)
 
@@ -170,7 +192,7 @@ def _evaluator(row: dict) -> Evaluator:
 def _kind(name: str, rows: Rows) -> str:
     """The kind of a row, that of the first of its parts if it is derived."""
     row = rows[name]
-    parts = next((row[key] for key in DERIVED if key in row), ())
+    parts = [row["same_as"]] if "same_as" in row else next((row[key] for key in DERIVED if key in row), ())
     return _kind(parts[0], rows) if parts else row.get("kind", "retrieval")
 
 
@@ -212,7 +234,7 @@ def _check_mean(name: str, rows: Rows) -> None:
 
 
 def _check_pairs(name: str, rows: Rows) -> None:
-    """Raises ConfigError if the pairs of rows are not of kind retrieval, or if two would have one name."""
+    """Raises ConfigError if the rows are not of one kind of retrieval, or if two of their pairs would have one name."""
     parts = rows[name]["pairs_of"]
     check_keys("the row", rows[name], ("pairs_of",), OF_PAIRS)
     ends = {_end(rows, part) for part in parts}
@@ -221,12 +243,12 @@ def _check_pairs(name: str, rows: Rows) -> None:
     for other in rows:
         if other.startswith(f"{name}/") and ">" in other:
             raise ConfigError(f"evals.{other} has the name of one of its results; rename one of the two rows")
-    defaults = Retrieval.DEFAULTS
+    kind = find(_kind(parts[0], rows))
     for part in parts:
-        if find(_kind(part, rows)) is not Retrieval:
+        if not issubclass(kind, Retrieval) or find(_kind(part, rows)) is not kind:
             raise ConfigError(f"pairs_of names {part!r} of kind {_kind(part, rows)}, expected rows of kind retrieval")
-        for key in ("junk", *defaults):
-            one, other = ((defaults | rows[x]).get(key) for x in (parts[0], part))
+        for key in ("junk", *kind.DEFAULTS):
+            one, other = ((kind.DEFAULTS | rows[x]).get(key) for x in (parts[0], part))
             if one != other:
                 raise ConfigError(
                     f"{key} is {one!r} in {parts[0]!r} and {other!r} in {part!r}; name rows that differ in query and "

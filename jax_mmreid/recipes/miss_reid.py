@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from jax_mmreid.batch import MODALITIES
 from jax_mmreid.config import ConfigDict, base_config, check_choices, parse_eta
 from jax_mmreid.errors import ConfigError
+from jax_mmreid.recipes.baselines import baselines
 from jax_mmreid.recipes.missing_settings import FULL, missing_evals
 from jax_mmreid.recipes.towers import TOWER_SHARDING, TOWERS
 
@@ -84,6 +85,7 @@ class Evaluation:
     imputations: Sequence[str] = ("zero",)
     pairs: bool = False  # with them also pairs of similarity "common", and a mixed gallery
     rerank: bool = False  # the settings with k-reciprocal re-ranking too, in the group "reranked"
+    baselines: bool = False  # the settings without learning too, in the groups of `recipes.baselines`
 
     def rows(self, modalities: Sequence[str], *, has_text: bool) -> dict[str, dict]:
         """Rows for `config.evals`."""
@@ -98,6 +100,8 @@ class Evaluation:
             found |= _mixed_gallery(plain[FULL], others)
         if self.rerank:
             found |= missing_evals(modalities, **common, group="reranked", rerank=RERANK)
+        if self.baselines:
+            found |= baselines(missing_evals(modalities, **common, pairs=self.pairs))
         return found
 
 

@@ -11,6 +11,8 @@ from jax_mmreid.recipes import missing_settings
 from jax_mmreid.recipes.missing_settings import FULL
 
 KIND = "retrieval"  # the kind of evaluation whose rows may be settings of missing modalities, or pairs of settings
+UNLEARNED = "pixels"  # the kind that has the same rows without learning
+KINDS = (KIND, UNLEARNED)
 SHADES = " ░▒▓█"  # of a heat map, by fifths of 0..1
 
 
@@ -28,9 +30,9 @@ def forms(results: Mapping[str, Mapping], modalities: Sequence[str]) -> Forms:
     settings, pairs, lines = {}, {}, []
     for name, result in results.items():
         group, setting = result.get("group", ""), result.get("setting")
-        if result["kind"] == KIND and "pair" in result:
+        if result["kind"] in KINDS and "pair" in result:
             pairs.setdefault(group, {})[tuple(result["pair"])] = name
-        elif result["kind"] == KIND and setting in order:
+        elif result["kind"] in KINDS and setting in order:
             settings.setdefault(group, {})[setting] = name
         else:
             lines.append(name)
@@ -47,7 +49,7 @@ def label(name: str, result: Mapping, modalities: Sequence[str]) -> str:
     """How a result is called in a line: its setting with its group behind it, or its name if it has no setting."""
     if "setting" not in result:
         return name
-    known = missing_settings.labels(modalities) if result["kind"] == KIND else {}
+    known = missing_settings.labels(modalities) if result["kind"] in KINDS else {}
     setting, group = known.get(result["setting"], result["setting"]), result.get("group", "")
     return f"{setting} ({group})" if group else setting
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jax_mmreid.recipes import missing_settings
 from jax_mmreid.recipes.missing_settings import FULL
-from jax_mmreid.report import settings
+from jax_mmreid.report import baselines, settings
 
 MAIN = ("mAP", "rank1")  # in retrieval: metrics whose loss against the full setting is printed, and heat maps of pairs
 
@@ -13,6 +13,7 @@ MAIN = ("mAP", "rank1")  # in retrieval: metrics whose loss against the full set
 class Kind(NamedTuple):
     """The results of one kind of evaluation."""
 
+    name: str
     columns: Mapping[str, str]  # {heading: metric}
     not_fractions: Sequence[str]
     modalities: Sequence[str]
@@ -20,30 +21,33 @@ class Kind(NamedTuple):
 
     @property
     def main(self) -> dict[str, str]:
-        """{heading: metric} of MAIN, {} in other kinds than retrieval."""
+        """{heading: metric} of MAIN, {} in kinds that retrieve nothing."""
         return {title: key for title, key in self.columns.items() if key in MAIN and self._is_retrieval}
 
     @property
     def _is_retrieval(self) -> bool:
-        return next(iter(self.evals.values()))["kind"] == settings.KIND
+        return self.name in settings.KINDS
 
 
 def markdown(results: dict) -> str:
     """The contents of results.json as tables, for each kind of evaluation in the order in which they come, and notes.
 
     In retrieval, settings of missing modalities are columns, a table for each group, and pairs of settings a heat map;
-    all other results are lines. In percent, but for metrics that are no fractions.
+    results without learning are one table beside the learned ones; all other results are lines. In percent, but for
+    metrics that are no fractions.
     """
     named = what(results)
     lines = [f"{named[0].upper()}{named[1:]}, config {results['config_hash']}."]
     for name in dict.fromkeys(result["kind"] for result in results["evals"].values()):
         evals = {key: result for key, result in results["evals"].items() if result["kind"] == name}
-        kind = Kind(results["columns"][name], results["not_fractions"][name], results["modalities"], evals)
-        for table in _tables(kind):
+        kind = Kind(name, results["columns"][name], results["not_fractions"][name], results["modalities"], evals)
+        for table in baselines.tables(results) if name == settings.UNLEARNED else _tables(kind):
             lines += ["", *table]
         for key, result in evals.items():
             if "note" in result and "pair" not in result:  # what a pair leaves out is noted where its settings are
                 lines += ["", f"{settings.label(key, result, kind.modalities)} {result['note']}"]
+    if "advice" in results:
+        lines += ["", results["advice"]]
     if "forced" in results:
         lines += ["", f"Forced: the weights were trained with another config: {'; '.join(results['forced'])}."]
     return "\n".join(lines) + "\n"
