@@ -101,6 +101,7 @@ def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: t
     _check_shard(shard, batch_size, config.eval_batch_size)
     records = load_records(config)
     whole = records["train"]
+    _check_modalities(config.name, whole)
     present = _masks(whole, config.modalities, missing)
     kept = np.flatnonzero(present.any(axis=1))
     train = whole.take(kept)
@@ -198,11 +199,25 @@ def _reader(config: DataConfig, split: loader.Split, *, drop: bool) -> loader.Re
     )
 
 
+def _check_modalities(name: str, train: Records) -> None:
+    """Raises DataError, with the numbers found, for a modality that no training row has."""
+    found = dict(zip(train.paths, train.has_file().sum(axis=0).tolist()))
+    if never := [m for m, count in found.items() if not count]:
+        counts = ", ".join(f"{count} {m}" for m, count in found.items())
+        raise DataError(
+            f"{name}: no training row has an image of {' or '.join(never)} (images of {len(train)} rows: {counts}); "
+            "add some, or leave it out of data.modalities"
+        )
+
+
 def _check_identities(name: str, train: Records, evaluation: list[Records]) -> None:
     """Warns of training identities with one picture; raises DataError where no two rows share an identity."""
     single = single_identities(train)
     if len(single) == len(np.unique(train.pid)):
-        raise DataError(f"{name}: no training identity has two images, so nothing can be matched; add images")
+        raise DataError(
+            f"{name}: no training identity has two images ({len(train)} rows of {len(single)} identities), so nothing "
+            "can be matched; add images"
+        )
     if single:
         shown = ", ".join(map(str, single[:5])) + (", ..." if len(single) > 5 else "")
         message = "%s: identities with one training image, which their batches repeat: %s (%d in all)"
@@ -210,7 +225,10 @@ def _check_identities(name: str, train: Records, evaluation: list[Records]) -> N
     # Query and gallery may be splits of their own: an identity needs two images over all of them.
     pids = np.concatenate([records.pid for records in evaluation])
     if len(np.unique(pids)) == len(pids):
-        raise DataError(f"{name}: no test identity has two images, so nothing can be matched; add images")
+        raise DataError(
+            f"{name}: no test identity has two images ({len(pids)} rows of as many identities), so nothing can be "
+            "matched; add images"
+        )
 
 
 def _fingerprint(records: dict[str, Records], present: np.ndarray) -> str:

@@ -15,13 +15,12 @@ from jax_mmreid.report.baselines import Facts
 ENOUGH = Facts(identities=300, cameras=4, one_camera=3, same_camera=0.25, accuracy=0.97, pretrained=False)
 GOOD, BAD = {"full": 0.9, "no_r": 0.8, "no_n": 0.7}, {"full": 0.446, "no_r": 0.85, "no_n": 0.7}
 
+UNLEARNED = {"pixels": dict(full=0.667, no_r=0.6, no_n=0.6), "gradients": dict(full=0.867, no_r=0.5, no_n=0.5)}
+
 
 def results(learned, unlearned=None):
     """results.json of these mAP {setting: fraction}; {descriptor: {setting: fraction}} without learning."""
-    unlearned = unlearned or {
-        "pixels": dict(full=0.667, no_r=0.6, no_n=0.6),
-        "gradients": dict(full=0.867, no_r=0.5, no_n=0.5),
-    }
+    unlearned = unlearned or UNLEARNED
 
     def row(kind, group, setting, x):
         return {"kind": kind, "group": group, "setting": setting, "mAP": x, "rank1": x / 2}
@@ -51,15 +50,16 @@ def results(learned, unlearned=None):
         (
             BAD,
             {"identities": 174},
-            "Add identities, or start from CLIP's weights: training has 174 identities, and the training accuracy is 97 %.",
+            "Add identities, or start from CLIP's weights: training has 174 identities, and the training accuracy "
+            "is 97 %.",
         ),
         (BAD, {"identities": 174, "accuracy": None}, "or start from CLIP's weights: training has 174 identities."),
         (BAD, {"pretrained": True}, "(gradients). Add identities: training has 300 identities, and the training"),
         (
             BAD,
             {"one_camera": 241, "accuracy": 0.1},
-            "(gradients). The cameras give identities away: 241 of 300 training identities are seen by one camera only; "
-            "add images of them from other cameras.",
+            "(gradients). The cameras give identities away: 241 of 300 training identities are seen by one camera "
+            "only; add images of them from other cameras.",
         ),
         (GOOD, {"one_camera": 241}, "(gradients). The cameras give identities away: 241 of 300"),
         (GOOD, {"same_camera": 0.86}, "of the training pairs of one identity, 86 % are of one camera; add images from"),

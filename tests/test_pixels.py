@@ -15,7 +15,7 @@ from jax_mmreid.recipes.baselines import baselines
 from jax_mmreid.recipes.missing_settings import missing_evals
 from jax_mmreid.sharding import make_mesh
 
-MODALITIES = ("rgb", "nir", "tir")
+ALL = ("rgb", "nir", "tir")
 
 
 def measure(rows, data, devices=1):
@@ -44,10 +44,9 @@ def data(drawn):
 
 def similarity(data, feature, query, gallery):
     """[n,n] by the definition, pair by pair, in float64."""
-    batches = [jax.tree.map(lambda x: x[batch["valid"]], batch) for batch in data.split("test")]
-    vectors = {}
-    for m in MODALITIES:
-        images = np.concatenate([batch["images"][m] for batch in batches]) / np.float32(255)
+    batches, vectors = list(data.split("test")), {}
+    for m in ALL:
+        images = np.concatenate([batch["images"][m][batch["valid"]] for batch in batches]) / np.float32(255)
         x = np.asarray(DESCRIPTORS[feature](images), float)
         vectors[m] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
     present = data.present("test")
@@ -67,9 +66,7 @@ def similarity(data, feature, query, gallery):
 
 
 @pytest.mark.parametrize("feature", DESCRIPTORS)
-@pytest.mark.parametrize(
-    "query, gallery", [(MODALITIES, MODALITIES), (MODALITIES, ("nir", "tir")), (("nir",), ("tir",))]
-)
+@pytest.mark.parametrize("query, gallery", [(ALL, ALL), (ALL, ("nir", "tir")), (("nir",), ("tir",))])
 def test_ranks_are_those_of_the_mean_cosine_of_what_both_have(data, feature, query, gallery):
     found = measure({"a": row(query, gallery, feature, incomplete="skip")}, data)["a"]
     present = data.present("test")
@@ -83,7 +80,7 @@ def test_ranks_are_those_of_the_mean_cosine_of_what_both_have(data, feature, que
 
 
 def test_eight_devices_measure_what_one_does(data):
-    rows = baselines(missing_evals(MODALITIES, "test", "same_camera", incomplete="skip"))
+    rows = baselines(missing_evals(ALL, "test", "same_camera", incomplete="skip"))
     assert measure(rows, data, devices=8) == measure(rows, data)
 
 
@@ -117,7 +114,7 @@ def test_training_measures_what_weights_change_and_the_end_measures_all(drawn, t
 
 def test_learned_rows_are_the_same_beside_others(drawn):
     exp, data, state = start(tiny_config(drawn, row="A"))
-    rows = missing_evals(MODALITIES, "test", "same_camera")
+    rows = missing_evals(ALL, "test", "same_camera")
     both = {**baselines(rows), **rows}
     runner.check_method(both, exp.phases[-1].method, exp.abstract.variables, data)
     arguments = exp.phases[-1].method, state.variables, data, exp.mesh
@@ -139,4 +136,4 @@ def test_learned_rows_are_the_same_beside_others(drawn):
 )
 def test_a_row_that_cannot_be_measured_is_refused_at_once(data, change, message):
     with pytest.raises(ConfigError, match=message):
-        runner.check({"a": row(MODALITIES, MODALITIES, incomplete="skip") | change}, data)
+        runner.check({"a": row(ALL, ALL, incomplete="skip") | change}, data)

@@ -58,6 +58,7 @@ TYPES = {
     "rerank.k2": int,
     "rerank.lam": float,
 }
+HIDDEN = {"same_camera": "camera", "same_view": "view", "sysu_cameras": "location"}  # what of a match makes it junk
 CHOICES = dict(
     junk=ranking.JUNK_RULES,
     cmc=("picture", "identity"),
@@ -113,8 +114,13 @@ class Retrieval(Evaluator):
         if drawn:
             check_keys("gallery.draw", row["gallery"]["draw"], ("cameras", "shots"))
             galleries.draw(data.columns(row["gallery"]["split"]), **row["gallery"]["draw"], trial=0)
-        for key in SIDES:
-            _require(row[key], complete(row[key]["use"], data.present(row[key]["split"])), row["incomplete"])
+        some = [complete(row[key]["use"], data.present(row[key]["split"])) for key in SIDES]
+        for key, own in zip(SIDES, some):
+            _require(row[key], own, row["incomplete"])
+        if not drawn:  # a drawn gallery holds what its trial draws
+            columns = (data.columns(row[key]["split"]) for key in SIDES)
+            sides = ({name: x[own] for name, x in side.items()} for side, own in zip(columns, some))
+            _check_matches(row["junk"], *sides)
 
     def uses(self) -> list[tuple[str, Use]]:
         return [(self.row[key]["split"], tuple(self.row[key]["use"])) for key in SIDES]
@@ -195,6 +201,22 @@ def _require(side: dict, some: np.ndarray, incomplete: str) -> None:
         f"row {np.argmin(some)} of split {side['split']!r} has {lack} ({np.sum(~some)} such rows); add it to the "
         f"data, {skip}or take this row out of config.evals"
     )
+
+
+def _check_matches(junk: str, query: dict[str, np.ndarray], gallery: dict[str, np.ndarray]) -> None:
+    """Raises DataError with the numbers of both sides if no query has a match that is not junk."""
+    try:
+        ranking.positives(ranking.relevance(junk, query, gallery))
+    except DataError:
+        what, column = ("views", "view") if junk == "same_view" else ("cameras", "camid")
+        sides = []
+        for name, side in zip(SIDES, (query, gallery)):
+            identities, seen = (len(np.unique(side[key])) for key in ("pid", column))
+            sides.append(f"the {name} has {len(side['pid'])} rows, identities: {identities}, {what}: {seen}")
+        way = "add images of identities that both sides have"
+        if junk != "none":
+            way = f"junk={junk!r} leaves out matches of the query's {HIDDEN[junk]}; add others, or set junk='none'"
+        raise DataError(f"no query has a match ({'; '.join(sides)}): {way}") from None
 
 
 def _no_common(query: dict[str, np.ndarray], gallery: dict[str, np.ndarray]) -> float:
