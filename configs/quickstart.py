@@ -25,7 +25,7 @@ from jax_mmreid.errors import ConfigError
 from jax_mmreid.metrics import protocols
 from jax_mmreid.recipes.clip import clip
 from jax_mmreid.recipes.miss_reid import miss_reid, miss_reid_weights
-from jax_mmreid.recipes.tvi_lfm import tvi_lfm
+from jax_mmreid.recipes.tvi_lfm import small, tvi_lfm
 
 
 def get_config(arg: str = ""):
@@ -60,7 +60,8 @@ def _miss_reid(arg: str, init: str):
     )
     arg = parse_arg(arg, dataset="synthetic", **recipe)
     imputations = ("zero", "alone") if init else ("zero",)
-    config = miss_reid(epochs=9, text_epoch=5, imputations=imputations, **arg)
+    baselines = arg.dataset == "manifest"
+    config = miss_reid(epochs=9, text_epoch=5, imputations=imputations, baselines=baselines, **arg)
     config.data.data_dir = f"data/{arg.dataset}"
     if arg.dataset == "synthetic":
         config.data.options = dict(seed=0, num_train_ids=96, num_test_ids=32, cameras=4, images_per_camera=2, height=64)
@@ -85,16 +86,7 @@ def _tvi_lfm(arg: str, _: str):
     config.data.data_dir = "data/synthetic_sysu"
     drawn = dict(seed=0, num_train_ids=256, num_test_ids=32, images_per_camera=2, height=72)
     config.data.options.update(layout="sysu_mm01", **drawn)
-    config.data.image_size = (72, 36)
-    config.data.cache = "memory"
-    if arg.stage == "lfm":
-        config.data.text.update(tokenizer="train", vocab_size=768)
-    config.aug.update(pad=3, erase=0.0)
-    config.aug.views.ir.erase = 0.0
-    config.model.image.update(blocks=(1, 1, 1, 1), width=16)
-    config.model.text.update(vocab=768, width=64, layers=2, heads=4)
-    config.optim.schedule.update(warmup=2, milestones=(9,))
-    return config
+    return small(config)
 
 
 def _clip(arg: str, init: str):

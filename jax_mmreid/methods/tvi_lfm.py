@@ -12,7 +12,8 @@ trained in two stages, each a run of its own:
 
 At test a vector is the BN feature of an image, a caption or a fusion, at unit length. Modality ensemble retrieval (MER,
 the option `ensemble` of `TVILFM.embed`) adds the similarities of fusion, infrared and text. Missing pictures are
-blanked in `_blanked`. Shapes: maps [B,h,w,D], features [B,D].
+blanked in `TVILFM._blanked`. "ir" stands for the infrared modality of the data, which may also be nir or tir. Shapes:
+maps [B,h,w,D], features [B,D].
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ from jax_mmreid.models.resnet import LAYERS, ResNet
 from jax_mmreid.ops import masked
 from jax_mmreid.state import TrainState
 
-MODALITIES = ("rgb", "ir")
+STEMS = ("rgb", "ir")  # names of parameters, whatever the infrared modality is called in the data
 RGB_VIEWS = ("rgb", "rgb_strong")
 STAGES = ("base", "lfm")
 STATISTICS = ("train", "eval")
@@ -76,7 +77,6 @@ class TVILFM(Method):
     """The method; see `Config` for the fields that it shares with it."""
 
     streams: ClassVar = ()
-    modalities: ClassVar = MODALITIES
     options: ClassVar = {"neck": ("finetuned", "base"), "ensemble": (False, True)}
 
     image: ResNet
@@ -87,13 +87,19 @@ class TVILFM(Method):
     sff: bool
     mjl: bool
     frozen_bn: str
+    infrared: str = "ir"  # the modality beside rgb, as the data call it
     neck: str = "finetuned"  # of evaluation rows: "base" takes the pooling and the neck of stage "base" for images
     ensemble: bool = False  # of evaluation rows: a fused query is ranked by modality ensemble retrieval (MER)
+
+    @property
+    def modalities(self) -> tuple[str, str]:
+        """Visible and infrared, in the order of STEMS."""
+        return ("rgb", self.infrared)
 
     def init(self, rng: Array, batch: Batch) -> dict:
         image_key, head_key, text_key = jax.random.split(rng, 3)
         example = jnp.zeros((len(batch["index"]), *next(iter(batch["images"].values())).shape[1:]))
-        maps, image = self.image.init_with_output(image_key, dict.fromkeys(MODALITIES, example), train=False)
+        maps, image = self.image.init_with_output(image_key, dict.fromkeys(STEMS, example), train=False)
         feats, pool = self.pool.init_with_output(head_key, maps)
         head = self.head.init(head_key, feats, train=False)
         text = self.text.init(text_key, jnp.zeros((1, self.text.context, self.text.width)), 0)
@@ -117,12 +123,12 @@ class TVILFM(Method):
 
     def loss(self, params: Any, state: TrainState, batch: Batch, rngs: dict[str, Array]) -> LossOut:
         """Cross-entropy on the logits and WRT on the features before the neck, over all rows of the stage."""
-        blanked = _blanked(batch)
+        blanked = self._blanked(batch)
         rgb = [blanked[view] for view in RGB_VIEWS if view in blanked]
-        maps, image_stats = self._train_maps(params, state, {"rgb": jnp.concatenate(rgb), "ir": blanked["ir"]})
+        maps, image_stats = self._train_maps(params, state, {"rgb": jnp.concatenate(rgb), "ir": blanked[self.infrared]})
         present = batch["present"]
         features = self._image_features if self.stage == "base" else self._features_with_text
-        feats, where = zip(*features(params, maps, batch, [present["rgb"]] * len(rgb), present["ir"]))
+        feats, where = zip(*features(params, maps, batch, [present["rgb"]] * len(rgb), present[self.infrared]))
         label = jnp.tile(batch["label"], len(feats))
         feats, where = jnp.concatenate(feats), jnp.concatenate(where)
 
@@ -158,7 +164,8 @@ class TVILFM(Method):
         """Stage "lfm": as above, of visible views and the fusion, and with MJL of infrared images and captions too."""
         pooled = self.pool.apply({"params": params["pool"]}, maps)
         *rgb_feats, ir_feats = jnp.split(jax.lax.stop_gradient(pooled), len(rgb) + 1)
-        text, has_text = self._caption_features(params, batch), batch["present"]["text"]
+        text = self._caption_features(params, batch)
+        has_text = jnp.all(jnp.stack([batch["present"][f"text/{m}"] for m in self.modalities]), axis=0)
         # The exponent of the pooling gets a gradient through the fusion only. The recipe trains it without SFF, as the
         # published code does.
         fusion = self.fuse(jnp.split(pooled, len(rgb) + 1)[-1], text)
@@ -167,7 +174,7 @@ class TVILFM(Method):
 
     def _caption_features(self, params: Any, batch: Batch) -> dict[str, Array]:
         """Features [B,D] of the captions by the modality they describe, in one pass of the text tower."""
-        captions = batch["text"]
+        captions = {m: ids for m, ids in batch["text"].items() if m in self.modalities}
         ids = jnp.concatenate([captions[name] for name in captions])
         variables = {"params": params["text"]}
         words = self.text.apply(variables, ids, method="embed")
@@ -176,46 +183,51 @@ class TVILFM(Method):
 
     def fuse(self, ir: Array, text: dict[str, Array]) -> Array:
         """The fusion of an infrared feature [B,D] with those of its captions: SFF, or without it the plain sum."""
-        return ir + text["rgb"] - text["ir"] if self.sff else ir + text["rgb"]
+        return ir + text["rgb"] - text[self.infrared] if self.sff else ir + text["rgb"]
 
     def encode(self, variables: dict, batch: Batch) -> dict[str, Any]:
         """Features [B,D]: of images by "finetuned" and "base" pooling, and of captions as "text"; {modality: [B,D]}."""
-        params, images = variables["params"], _blanked(batch)
+        params, images = variables["params"], self._blanked(batch)
         features = {}
         if images:
             tower = {"params": params["image"], "batch_stats": variables["batch_stats"]["image"]}
-            maps = self.image.apply(tower, images, train=False)
-            names = [m for m in MODALITIES if m in images]
+            stems = {stem: images[m] for stem, m in zip(STEMS, self.modalities) if m in images}
+            maps = self.image.apply(tower, stems, train=False)
+            names = [m for m in self.modalities if m in images]
             pools = {"finetuned": params["pool"]} | ({"base": params["base"]["pool"]} if "base" in params else {})
             for name, pool in pools.items():
                 features[name] = dict(zip(names, jnp.split(self.pool.apply({"params": pool}, maps), len(names))))
         if "text" in batch:
             features["text"] = self._caption_features(params, batch)
         if not features:
-            raise ConfigError("tvi_lfm reads pictures of rgb and ir and captions, and there are none of these to read")
+            read = " and ".join(self.modalities)
+            raise ConfigError(f"tvi_lfm reads pictures of {read} and captions, and there are none of these to read")
         return features | {"present": batch["present"]}
 
     def embed(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
-        """Unit vectors [B,D] of an image ("rgb" or "ir"), of the RGB caption ("text"), or of the fusion ("ir", "text").
+        """Unit vectors [B,D] of an image (("rgb",) or ("ir",)), of the RGB caption ("text",), or of the fusion.
+
+        The fusion is ("ir", "text").
 
         Raises ConfigError for another `use`, for one whose image or caption the split does not have, and for text with
         the neck of stage "base".
         """
-        if use in (("rgb",), ("ir",)):
+        ir = self.infrared
+        if use in (("rgb",), (ir,)):
             self._require(features, use, self.neck, use)
             return self._unit(variables, features[self.neck][use[0]])
-        if self.neck == "base" or set(use) not in ({"text"}, {"text/rgb"}, {"ir", "text"}):
+        if self.neck == "base" or set(use) not in ({"text"}, {"text/rgb"}, {ir, "text"}):
             raise ConfigError(
                 f"tvi_lfm has no vector of {'+'.join(use)!r} with neck={self.neck!r}; "
-                "`use` must be rgb, ir, text, or ir with text, the last two with neck='finetuned'"
+                f"`use` must be rgb, {ir}, text, or {ir} with text, the last two with neck='finetuned'"
             )
-        self._require(features, use, "text", ("rgb", "ir") if "ir" in use and self.sff else ("rgb",))
-        if "ir" not in use:
+        self._require(features, use, "text", self.modalities if ir in use and self.sff else ("rgb",))
+        if ir not in use:
             return self._unit(variables, features["text"]["rgb"])
-        self._require(features, use, "finetuned", ("ir",))
-        parts = [self.fuse(features["finetuned"]["ir"], features["text"])]
+        self._require(features, use, "finetuned", (ir,))
+        parts = [self.fuse(features["finetuned"][ir], features["text"])]
         if self.ensemble:
-            parts += [features["finetuned"]["ir"], features["text"]["rgb"]]
+            parts += [features["finetuned"][ir], features["text"]["rgb"]]
         # MER: the dot product with a sum of vectors is the sum of the three similarities.
         return masked.unit(sum(self._unit(variables, x) for x in parts))
 
@@ -224,7 +236,7 @@ class TVILFM(Method):
         pictures, some = features.get(self.neck, {}), jax.tree.leaves(features)[0]
         absent = jnp.zeros((len(some), self.image.dim), jnp.float32), jnp.zeros(len(some), bool)
         found = {m: (self._unit(variables, x), features["present"][m]) for m, x in pictures.items() if m in use}
-        feats, present = zip(*(found.get(m, absent) for m in MODALITIES))
+        feats, present = zip(*(found.get(m, absent) for m in self.modalities))
         return jnp.stack(feats, axis=1), jnp.stack(present, axis=1)
 
     def embed_available(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
@@ -233,8 +245,8 @@ class TVILFM(Method):
         All kinds are in one space, so rows that differ in what they have are comparable.
         """
         method, there = dataclasses.replace(self, neck="finetuned", ensemble=True), features["present"]
-        captions = ("text/rgb", "text/ir") if self.sff else ("text/rgb",)
-        kinds = {("text",): ("text/rgb",), ("ir",): ("ir",), ("ir", "text"): ("ir", *captions), ("rgb",): ("rgb",)}
+        ir, captions = self.infrared, ("text/rgb", f"text/{self.infrared}") if self.sff else ("text/rgb",)
+        kinds = {("text",): ("text/rgb",), (ir,): (ir,), (ir, "text"): (ir, *captions), ("rgb",): ("rgb",)}
         found = jnp.zeros((len(jax.tree.leaves(features)[0]), self.image.dim), jnp.float32)
         for kind, needs in kinds.items():  # a later kind takes precedence
             if set(needs) <= there.keys() and set(kind) <= set(use):
@@ -257,20 +269,20 @@ class TVILFM(Method):
         head = {"params": params["head"], "batch_stats": stats["head"]}
         return masked.unit(self.head.apply(head, feats, method="bn_features"))
 
-
-def _blanked(batch: Batch) -> dict[str, Array]:
-    """The pictures, with zeros where they are missing; the views of a picture are missing with it."""
-    return {
-        name: masked.blank(x, batch["present"][name.partition("_")[0]])
-        for name, x in batch["images"].items()
-        if name.partition("_")[0] in MODALITIES
-    }
+    def _blanked(self, batch: Batch) -> dict[str, Array]:
+        """The pictures, with zeros where they are missing; the views of a picture are missing with it."""
+        return {
+            name: masked.blank(x, batch["present"][name.partition("_")[0]])
+            for name, x in batch["images"].items()
+            if name.partition("_")[0] in self.modalities
+        }
 
 
 def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> TVILFM:
     """Builds the method; raises ConfigError for fields that contradict each other or do not fit the data."""
-    if set(spec.modalities) != set(MODALITIES):
-        raise ConfigError(f"config.data.modalities={tuple(spec.modalities)}: tvi_lfm needs rgb and ir")
+    if len(spec.modalities) != 2 or "rgb" not in spec.modalities:
+        raise ConfigError(f"config.data.modalities={tuple(spec.modalities)}: tvi_lfm needs rgb and one of ir, nir, tir")
+    (infrared,) = set(spec.modalities) - {"rgb"}
     check_choices(
         ("stage", config.stage, STAGES),
         ("frozen_bn", config.frozen_bn, STATISTICS),
@@ -279,14 +291,14 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
     )
     if len(config.image.blocks) != LAYERS:
         raise ConfigError(f"config.model.image.blocks={config.image.blocks}: a ResNet has {LAYERS} layers")
-    if config.stage == "lfm" and not set(MODALITIES) <= set(spec.text):
+    if config.stage == "lfm" and not set(spec.modalities) <= set(spec.text):
         raise ConfigError(
             "stage lfm is trained with captions of visible and infrared pictures; "
             "set data.text.tokenizer, and data.options.captioner to captions that the data have"
         )
     towers.check_reader(config.text, "the captions of the data", vocab=spec.vocab, context=spec.text_length)
     common = dict(dtype=jnp.dtype(config.dtype), remat=config.remat)
-    image = ResNet(**dataclasses.asdict(config.image), stems=MODALITIES, stem_relu=config.stem_relu, **common)
+    image = ResNet(**dataclasses.asdict(config.image), stems=STEMS, stem_relu=config.stem_relu, **common)
     return TVILFM(
         image=image,
         pool=GeM(),
@@ -296,4 +308,5 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
         sff=config.sff,
         mjl=config.mjl,
         frozen_bn=config.frozen_bn,
+        infrared=infrared,
     )
