@@ -6,7 +6,7 @@ from conftest import load_config, open_tiny
 from PIL import Image
 
 from jax_mmreid import run
-from jax_mmreid.errors import DataError
+from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluators import runner
 
 
@@ -47,8 +47,8 @@ CASES = {
     ),
     "one camera": (
         TRAIN + people("test", range(20, 24), cameras=(1,), each=2),
-        f"no query has a match {BOTH.format(1)}: junk='same_camera' leaves out matches of the query's camera; add others, "
-        "or set junk='none'",
+        f"no query has a match {BOTH.format(1)}: junk='same_camera' leaves out matches of the query's camera; add "
+        "others, or set junk='none'",
     ),
     "a camera for each identity": (
         TRAIN + [("test", pid, pid, ("rgb", "nir")) for pid in (20, 21, 22, 23) for _ in range(2)],
@@ -102,3 +102,10 @@ def test_cameras_that_are_not_known_hide_nothing(tmp_path):
     config = load_config("manifest", "row=A,modalities=rgb/nir")
     config.data.data_dir = str(write(tmp_path, rows))
     runner.check(config.evals.to_dict(), open_tiny(config))
+
+
+def test_stage_lfm_needs_captions_in_the_table(tmp_path):
+    config = load_config("manifest", "method=tvi_lfm,modalities=rgb/nir,size=small")
+    config.data.data_dir = str(write(tmp_path, TRAIN + TEST))
+    with pytest.raises(ConfigError, match="manifest was read without captions; .*fill the columns caption_rgb"):
+        open_tiny(config)

@@ -127,21 +127,19 @@ def test_another_name_of_the_infrared_modality_changes_no_number_and_no_paramete
 
 
 def test_captions_of_other_modalities_are_not_read(table):
-    """A table with thermal captions beside trains as one without them."""
+    """Captions of thermal images stand in the table too."""
     lines = (table / "manifest.csv").read_text().splitlines()
-    (table / "more.csv").write_text(
-        "\n".join([lines[0] + ",caption_tir", *(f"{line},a warm person" for line in lines[1:])])
-    )
-    config = small(table)
-    losses = []
+    more = [lines[0] + ",caption_tir", *(f"{line},a warm person" for line in lines[1:])]
+    (table / "more.csv").write_text("\n".join(more))
+    config, described = small(table), []
     for file in ("manifest.csv", "more.csv"):
         config.data.options.file = file
         data = open_tiny(config)
         exp = build(config, data)
         method, batch = exp.phases[-1].method, next(data.split("test"))
         assert set(method._caption_features(noise(exp.abstract).variables["params"], batch)) == {"rgb", "nir"}
-        losses.append(batch["text"].keys())
-    assert set(losses[0]) == {"rgb", "nir"} and set(losses[1]) == {"rgb", "nir", "tir"}
+        described.append(set(batch["text"]))
+    assert described == [{"rgb", "nir"}, {"rgb", "nir", "tir"}]
 
 
 def test_other_pairs_of_modalities_are_refused(drawn_sysu):

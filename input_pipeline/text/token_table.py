@@ -105,7 +105,8 @@ def _check(name: str, captions: dict[str, dict[str, np.ndarray]], text: TextConf
     if not captions and text.tokenizer == "train":
         raise ConfigError(
             f"config.data.text.tokenizer='train': {name} was read without captions; name those to read in "
-            "data.options.captioner, or set data.text.tokenizer='' to go without"
+            "data.options.captioner, fill the columns caption_rgb, caption_nir and so on of a manifest, or set "
+            "data.text.tokenizer='' to go without"
         )
     train = captions.get("train", {})
     if text.rephrased and (not train or _originals(train).keys() != _rephrased(train).keys()):
