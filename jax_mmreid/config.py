@@ -42,9 +42,13 @@ RUNTIME_FIELDS = (
 RANGES = {
     r"seed": "[0, 4294967295]",
     r"epochs": "[1, inf)",
+    r"length\.(steps|seconds)": "[0, inf)",
     r"eval_every|eval_from|save_every|log_every": "[0, inf)",
     r"aug(\..*)?\.(flip|erase|grey)": "[0, 1]",
     r"aug(\..*)?\.pad": "[0, inf)",
+    r"aug(\..*)?\.(warp\.shift|tone\.(mix|invert|blur|noise|brightness))": "[0, 1]",
+    r"aug(\..*)?\.(warp\.(zoom|stretch)|tone\.(gamma|contrast))": "[0, 3]",
+    r"aug(\..*)?\.warp\.turn": "[0, 180]",
     r"aug\.mean": "[0, 1]",
     r"aug\.std": "(0, inf)",
     r"weights\..*": "[0, inf)",
@@ -69,6 +73,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             method=method,
             seed=1111,
             epochs=50,
+            length=dict(steps=0, seconds=0.0),  # one of them in place of epochs, see run_length.py
             data=_data_fields(dataset),
             # Which training pictures are hidden: a rate per modality in the order of data.modalities.
             missing=dict(eta=(0.0, 0.0, 0.0), seed=0, mode="bernoulli", all_missing="repair", mask_file=""),

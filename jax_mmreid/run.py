@@ -25,7 +25,7 @@ from PIL import Image
 from input_pipeline import DataConfig, MissingConfig, OpenedData, describe, open_data
 from input_pipeline.reading import images
 from input_pipeline.text.tokenizer import open_tokenizer
-from jax_mmreid import distributed, experiment, sharding
+from jax_mmreid import distributed, experiment, run_length, sharding
 from jax_mmreid import evaluate as evaluation
 from jax_mmreid import train as training
 from jax_mmreid import watch as watching
@@ -59,6 +59,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
             chain([before])
     data = open_dataset(config)
     _log_data(config, data)
+    config = run_length.choose(config, workdir, data)
     training.train(config, workdir, data)
     return evaluation.evaluate(config, workdir, data)
 
@@ -83,9 +84,10 @@ def is_finished(job: Job) -> bool:
     workdir = Path(job.workdir)
     if not (workdir / "results.json").exists():
         return False
-    require_same(workdir / "config.json", job.config)
+    config = run_length.from_workdir(job.config, workdir)
+    require_same(workdir / "config.json", config)
     results = json.loads((workdir / "results.json").read_text())
-    hashes = config_hash(job.config), evals_hash(job.config)
+    hashes = config_hash(config), evals_hash(config)
     return results["step"] == results["steps"] and (results["config_hash"], results["evals_hash"]) == hashes
 
 
@@ -94,11 +96,13 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: str = "last", force:
 
     `step` and `force` are those of `jax_mmreid.evaluate.evaluate`.
     """
+    config = run_length.from_workdir(config, workdir)
     return evaluation.evaluate(config, workdir, open_dataset(config, workdir), step, force)
 
 
 def watch(config: ConfigDict, workdir: str | Path) -> Iterator[dict]:
     """Evaluates each new checkpoint of a run in progress and yields its results, up to those of the last step."""
+    config = run_length.from_workdir(config, workdir)
     return watching.watch(config, workdir, functools.partial(open_dataset, config, workdir))
 
 

@@ -23,7 +23,7 @@ RANKS = (
     "experiment",
     "evaluators cost report search captioning export",
     "train evaluate inference",
-    "watch",
+    "watch run_length",
     "run",
     "main tools",
 )

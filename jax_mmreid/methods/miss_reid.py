@@ -29,22 +29,24 @@ from jax_mmreid.errors import ConfigError
 from jax_mmreid.losses.branch import branch
 from jax_mmreid.losses.prototypes import ORDERS, MemoryFields, Prototypes
 from jax_mmreid.methods import LossOut, Method, PublishedPart
-from jax_mmreid.models import towers
+from jax_mmreid.models import conv_tower, shared_tower, towers
 from jax_mmreid.models.heads import Head, init_heads
-from jax_mmreid.models.language import TEMPLATES, Inversion, InversionFields, Language, template
-from jax_mmreid.models.shared_tower import SharedTower
+from jax_mmreid.models.language import TEMPLATES, InversionFields, Language, create_language
 from jax_mmreid.models.structure import StructureFields, StructureQueries
 from jax_mmreid.ops import masked, memory
 from jax_mmreid.state import TrainState
 
 IMPUTATIONS = ("text", "zero", "alone")
+FILLS = ("zero_feature", "mean_feature", "encode_zero_image")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """`config.model`; the published values are in `recipes/miss_reid.py`."""
 
+    backbone: str  # "vit", CLIP's, or "conv", a small convolutional tower with the fields of `conv`
     image: towers.ImageFields
+    conv: conv_tower.ConvFields
     text: towers.TextFields
     structure: StructureFields
     inversion: InversionFields
@@ -56,6 +58,7 @@ class Config:
     tau: float  # temperature of both contrastive losses
     label_smooth: float
     margin: float  # of the triplet losses; negative: soft margin
+    cross_modal: bool  # f of all modalities share one head and one triplet loss, so that they meet; not published
     sie_camera: bool  # a learned vector per training camera on the class token
     prompts: int  # prompt tokens per modality
     template_kind: str  # one of TEMPLATES
@@ -64,13 +67,14 @@ class Config:
     structure_drop: float  # how often a picture is left out of s in training, as if it were missing
     detach_structure: bool  # the text losses do not train s
     part_norm: bool  # the features of the modalities are normalised before they are concatenated
-    missing_fill: str  # of rows without text: "zero_feature", or "encode_zero_image", the feature of a grey picture
+    missing_fill: str  # of rows without text, one of FILLS: zeros, the mean of the others, or that of a grey picture
     dtype: str  # one of towers.DTYPES
     remat: bool  # the towers recompute a block in the backward pass, for less memory
     scan: bool  # the towers compile one block for all layers, for a shorter compilation
 
 
 RANGES = towers.RANGES | {
+    r"conv\.(orientations|width|blocks|group)": "[1, inf)",
     r"(structure\.(queries|width|heads)|inversion\.hidden|prompts)": "[1, inf)",
     r"(inversion\.drop|label_smooth|structure_drop|memory\.alpha)": "[0, 1)",
     r"tau": "(0, inf)",
@@ -87,7 +91,7 @@ class MissReID(Method):
     options: ClassVar = {"text_terms": (False, True), "imputation": IMPUTATIONS}
 
     config: Config
-    tower: SharedTower
+    tower: shared_tower.SharedTower
     head: Head
     structure: StructureQueries | None
     language: Language | None
@@ -101,7 +105,7 @@ class MissReID(Method):
         images = jnp.zeros((len(batch["index"]), *next(iter(batch["images"].values())).shape[1:]))
         image, tokens = self.tower.init(image_key, images, batch["camid"])
         params = {"image": image}
-        widths = dict.fromkeys(self.modalities, self.config.dim)
+        widths = dict.fromkeys(self._heads, self.config.dim)
         if self.structure:
             (s, _), structure = self.structure.init_with_output(structure_key, tokens)
             params["structure"] = structure["params"]
@@ -136,7 +140,9 @@ class MissReID(Method):
         label, config = batch["label"], self.config
         present, patches, feats = self.tower.forward_all(params["image"], batch)
         some = present.any(axis=1)
-        terms, stats, accuracy = self._branch(params, state.batch_stats, "", self.modalities, feats, present, label)
+        rows = [x.reshape(-1, len(self._heads), *x.shape[2:]) for x in (feats, present)]
+        labels = jnp.repeat(label, len(self.modalities) // len(self._heads))
+        terms, stats, accuracy = self._branch(params, state.batch_stats, "", self._heads, *rows, labels)
         text = None
         if self.structure:
             s = masked.mean(self._structure(params, patches), self._shown(present, rngs)[..., None], axis=1)  # Eq. 7
@@ -213,12 +219,15 @@ class MissReID(Method):
         """
         self._check_use(use)
         used = jnp.array([m in use for m in self.modalities])
-        parts, filled = features["feats"], self._filled(features["present"] & used)
+        parts, available = features["feats"], features["present"] & used
+        filled = self._filled(available)
         fill = jnp.zeros_like(parts)
         if self._imputes:
             fill = (features if "text" in features else self.impute(variables, features, used))["text"]
             if self.imputation == "alone":
                 parts = jnp.zeros_like(parts)
+        elif self.config.missing_fill == "mean_feature":
+            fill = jnp.broadcast_to(masked.mean(parts, available[..., None], axis=1)[:, None], parts.shape)
         elif self.config.missing_fill == "encode_zero_image":
             fill = jnp.broadcast_to(features["blank"][:, None], parts.shape)
         parts = jnp.where(filled[..., None], fill, parts)
@@ -237,6 +246,8 @@ class MissReID(Method):
 
         Rows B-D are printed with the figures of row A: their memory and structure queries only train.
         """
+        if self.config.backbone != "vit":
+            return {}
         count, image = len(self.modalities), self.tower.image
         parts = {"image": PublishedPart(image, count, image_size)}
         if not self.language:
@@ -255,6 +266,11 @@ class MissReID(Method):
     @property
     def modalities(self) -> tuple[str, ...]:
         return self.tower.modalities
+
+    @property
+    def _heads(self) -> tuple[str, ...]:
+        """The heads of f: one for each modality, or one that all share."""
+        return ("shared",) if self.config.cross_modal else self.modalities
 
     @property
     def _imputes(self) -> bool:
@@ -287,37 +303,22 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
         ("structure.tokens", config.structure.tokens, ("pre_proj", "proj")),
         ("memory.update", config.memory.update, memory.UPDATES),
         ("memory.order", config.memory.order, ORDERS),
-        ("missing_fill", config.missing_fill, ("zero_feature", "encode_zero_image")),
+        ("missing_fill", config.missing_fill, FILLS),
         ("template_kind", config.template_kind, TEMPLATES),
         ("dtype", config.dtype, towers.DTYPES),
         where="config.model.",
     )
     towers.check_heads("structure", config.structure.width, config.structure.heads)
-    options = dict(dim=config.dim, dtype=config.dtype, remat=config.remat, scan=config.scan)
-    text = towers.text_tower(config.text, **options)
-    project_all = config.iosm and config.structure.tokens == "proj"
-    image = towers.image_tower(config.image, spec.image_size, project_all=project_all, **options)
+    text = towers.text_tower(config.text, dim=config.dim, dtype=config.dtype, remat=config.remat, scan=config.scan)
     queries = {key: x for key, x in dataclasses.asdict(config.structure).items() if key != "tokens"}
     language = prototypes = None
     if config.ldmmc:
-        if spec.vocab and tokenize is None:
-            raise ValueError("the data have a vocabulary: `tokenize` is needed to write the sentence with it")
-        sentence = template(
-            config.template_kind,
-            prompts=config.prompts,
-            period=config.period,
-            length=config.text_len,
-            tokenize=tokenize if spec.vocab else None,  # None: CLIP's own ids
-        )
-        needed = dict(vocab=max(sentence.ids) + 1, context=len(sentence.ids))
-        towers.check_reader(config.text, "the sentence of the text features", **needed)
-        inversion = Inversion(**dataclasses.asdict(config.inversion), dim=text.width)
-        language = Language(len(spec.modalities), config.prompts, inversion, text, sentence)
+        language = create_language(spec, config, text, tokenize)
     if config.bhipr or (config.ldmmc and config.memory.passive):
         prototypes = Prototypes(config.memory, config.tau, spec.steps_per_epoch, visual=config.bhipr)
     return MissReID(
         config=config,
-        tower=SharedTower(tuple(spec.modalities), image, tuple(spec.cameras) if config.sie_camera else ()),
+        tower=shared_tower.create(spec, config, project_all=config.iosm and config.structure.tokens == "proj"),
         head=Head(len(spec.pids)),
         structure=StructureQueries(**queries) if config.iosm else None,
         language=language,

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jax_mmreid.batch import DataSpec
 from jax_mmreid.models.clip import TextTower
+from jax_mmreid.models.towers import check_reader
 
 
 class Template(NamedTuple):
@@ -152,3 +154,28 @@ class Language:
 
     def _read(self, params: Any, tokens: Array) -> Array:
         return self.text.apply({"params": params["text"]}, tokens, self.template.end)
+
+
+def create_language(
+    spec: DataSpec,
+    config: Any,
+    text: TextTower,
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None,
+) -> Language:
+    """The language side of a method with the fields template_kind, prompts, period, text_len, inversion and text.
+
+    Raises ConfigError for a text tower that is too small for the sentence.
+    """
+    if spec.vocab and tokenize is None:
+        raise ValueError("the data have a vocabulary: `tokenize` is needed to write the sentence with it")
+    sentence = template(
+        config.template_kind,
+        prompts=config.prompts,
+        period=config.period,
+        length=config.text_len,
+        tokenize=tokenize if spec.vocab else None,  # None: CLIP's own ids
+    )
+    needed = dict(vocab=max(sentence.ids) + 1, context=len(sentence.ids))
+    check_reader(config.text, "the sentence of the text features", **needed)
+    inversion = Inversion(**dataclasses.asdict(config.inversion), dim=text.width)
+    return Language(len(spec.modalities), config.prompts, inversion, text, sentence)

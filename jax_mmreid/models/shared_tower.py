@@ -1,4 +1,4 @@
-"""One CLIP image tower for the pictures of all modalities, with an embedding for every training camera.
+"""One image tower for the pictures of all modalities, with an embedding for every training camera.
 
 This is where a missing picture is blanked, for every method that has one tower for all modalities.
 """
@@ -10,9 +10,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jax_mmreid.batch import Batch
+from jax_mmreid.batch import Batch, DataSpec
+from jax_mmreid.config import check_choices
+from jax_mmreid.errors import ConfigError
+from jax_mmreid.models import conv_tower, towers
 from jax_mmreid.models.clip import ImageTower
+from jax_mmreid.models.conv_tower import ConvTower
 from jax_mmreid.ops import masked
+
+BACKBONES = ("vit", "conv")
 
 
 class Pictures(NamedTuple):
@@ -28,7 +34,7 @@ class SharedTower:
     """A tower and the modalities that share it; its parameters are those of `image`."""
 
     modalities: tuple[str, ...]
-    image: ImageTower
+    image: ImageTower | ConvTower
     cameras: tuple[int, ...] = ()  # the numbers of the training cameras; () for no camera embedding
 
     def init(self, rng: Array, images: Array, camid: Array) -> tuple[dict, Array]:
@@ -71,10 +77,30 @@ class SharedTower:
         return projected[:, 0]
 
     def _tokens(self, tokens: Array, projected: Array) -> Array:
-        return projected if self.image.project_all else tokens
+        return projected if getattr(self.image, "project_all", False) else tokens
 
     def _camera(self, camid: Array) -> Array | None:
         """Camera numbers [B] as one-hot rows [B,C]; the row of a camera that was not in training is zero."""
         if not self.cameras:
             return None
         return (camid[:, None] == jnp.array(self.cameras)).astype(jnp.float32)
+
+
+def create(spec: DataSpec, config: Any, *, project_all: bool) -> SharedTower:
+    """The tower of a method whose fields `config` has: backbone, image, conv, dim, sie_camera, dtype, remat, scan.
+
+    Raises ConfigError for fields that do not go together or do not fit the spec.
+    """
+    check_choices(("backbone", config.backbone, BACKBONES), where="config.model.")
+    cameras = tuple(spec.cameras) if config.sie_camera else ()
+    if config.backbone == "vit":
+        options = dict(dim=config.dim, dtype=config.dtype, remat=config.remat, scan=config.scan)
+        image = towers.image_tower(config.image, spec.image_size, project_all=project_all, **options)
+        return SharedTower(tuple(spec.modalities), image, cameras)
+    if cameras or project_all:
+        raise ConfigError(
+            "config.model.backbone='conv' has no camera embedding and projects no tokens; set sie_camera=False and "
+            "structure.tokens='pre_proj'"
+        )
+    image = conv_tower.create(config.conv, spec.image_size, dim=config.dim, dtype=config.dtype)
+    return SharedTower(tuple(spec.modalities), image)

@@ -1,6 +1,6 @@
 """Random augmentation on the device, and the normalisation that goes with it.
 
-In order: horizontal flip, pad with black and crop back to the size, grey, [0, 1], normalise, random erasing, one
+In order: horizontal flip, pad with black and crop back to the size, grey, warp, tone, normalise, random erasing, one
 channel in place of three. By default the pictures of one sample are transformed independently of each other, as in the
 published recipes of multi-modality re-identification. A picture may have several views, each with its own random draws.
 
@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from jax_mmreid.errors import ConfigError
-from jax_mmreid.ops import colour
+from jax_mmreid.ops import colour, toning, warping
 from jax_mmreid.ops import erase as erasing
 
-OPS = ("flip", "crop", "grey", "erase", "channel")
+OPS = ("flip", "crop", "grey", "warp", "tone", "erase", "channel")
 # The operations with the same draws for all views of a row.
 SYNC = {"none": (), "flip": ("flip",), "flip_crop": ("flip", "crop"), "all": OPS}
-OF_VIEWS = ("flip", "pad", "erase", "fill", "grey", "channel")  # settings that may differ between views
+OF_VIEWS = ("flip", "pad", "erase", "fill", "grey", "warp", "tone", "channel")  # settings that may differ between views
 
 
 class Params(NamedTuple):
@@ -36,6 +36,8 @@ class Params(NamedTuple):
     noise: jax.Array | None  # random key of the fill; None: constants
     grey: jax.Array | None = None  # bool; None: never
     channel: jax.Array | None = None  # int32, what the channels become, see `colour.draw_channel`; None: nothing
+    warp: warping.Warp | None = None
+    tone: toning.Tone | None = None
 
 
 def normalise(
@@ -50,16 +52,20 @@ def draw(
     keys: dict[str, jax.Array],
     size: tuple[int, int],
     *,
-    flip: float,
-    pad: int,
-    erase: float,
+    flip: float = 0.5,
+    pad: int = 10,
+    erase: float = 0.5,
     fill: str = "noise",
     grey: float | None = None,
     channel: str | None = None,
+    warp: Mapping[str, float] | None = None,
+    tone: Mapping[str, float] | None = None,
 ) -> Params:
     """Draws the parameters for one picture of `size` (H, W).
 
-    `keys` are those of OPS that are used; the rest is as in `augment`.
+    `keys` are those of OPS that are used. flip, erase, grey: probabilities; pad: pixels; fill: noise or constant, see
+    `erase`; channel: exchange or adaptive_grey, see `colour`; warp, tone: arguments of `warping.draw` and
+    `toning.draw`, none by default.
     """
     top, left = jax.random.randint(keys["crop"], (2,), -pad, pad + 1)
     box, noise = erasing.draw(keys["erase"], size, erase, fill)
@@ -71,6 +77,8 @@ def draw(
         noise=noise,
         grey=None if grey is None else jax.random.bernoulli(keys["grey"], grey),
         channel=None if channel is None else colour.draw_channel(keys["channel"], channel),
+        warp=warping.draw(keys["warp"], size, **warp) if warp else None,
+        tone=toning.draw(keys["tone"], **tone) if tone else None,
     )
 
 
@@ -88,6 +96,10 @@ def apply(
     image = jnp.where(inside[..., None], image[y.clip(0, H - 1), x.clip(0, W - 1)], 0)
     if params.grey is not None:
         image = jnp.where(params.grey, colour.grey(image), image)
+    if params.warp is not None:
+        image = warping.apply(image, params.warp)
+    if params.tone is not None:
+        image = 255 * toning.apply(image / 255, params.tone)
     image = erasing.erase(normalise(image, mean, std), params.box, params.noise)
     return image if params.channel is None else colour.replicate(image, params.channel)
 
@@ -96,25 +108,18 @@ def augment(
     images: dict[str, jax.Array],
     key: jax.Array,
     *,
-    flip: float = 0.5,
-    pad: int = 10,
-    erase: float = 0.5,
-    fill: str = "noise",
-    grey: float | None = None,
-    channel: str | None = None,
     sync: str = "none",
     mean: float | tuple[float, ...] = 0.5,
     std: float | tuple[float, ...] = 0.5,
     views: dict[str, dict] | None = None,
+    **common: Any,
 ) -> dict[str, jax.Array]:
     """Augments and normalises a batch of pictures, {modality: [B,H,W,3] uint8} -> {view: [B,H,W,3] float32}.
 
-    flip, erase, grey: probabilities; pad: pixels; fill: noise or constant, see `erase`; channel: exchange or
-    adaptive_grey, see `colour`. `views` are {name: settings that differ in this view}, with the modality as "of" if
+    `common` are settings of `draw`, which `views`, {name: settings}, change for one view, with its modality as "of" if
     that is not the name of the view; None: each modality is a view. `sync` names the operations with the same draws for
     all views of a row: none, flip, flip_crop or all. Settings must be such as `check` accepts.
     """
-    common = dict(flip=flip, pad=pad, erase=erase, fill=fill, grey=grey, channel=channel)
 
     def one(name, settings, row, image):
         keys = {op: _stream(key, row, "" if op in SYNC[sync] else name, op) for op in OPS}
@@ -152,6 +157,8 @@ def _check_view(where: str, settings: Mapping[str, Any]) -> None:
     _known(f"{where}.fill is", [settings.get("fill", "noise")], erasing.KINDS)
     if settings.get("channel") is not None:
         _known(f"{where}.channel is", [settings["channel"]], colour.CHANNEL)
+    _known(f"{where}.warp has", settings.get("warp") or (), warping.FIELDS)
+    _known(f"{where}.tone has", settings.get("tone") or (), toning.FIELDS)
 
 
 def _known(what: str, names: Collection[str], known: Collection[str]) -> None:
