@@ -1,15 +1,17 @@
 """The table of learned results beside those without learning, and the advice below it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from conftest import open_tiny, tiny_config
 
-from jax_mmreid import evaluate
+from jax_mmreid import evaluate, train
+from jax_mmreid.ops.descriptors import DESCRIPTORS
 from jax_mmreid.recipes.baselines import baselines as baseline_rows
 from jax_mmreid.recipes.missing_settings import missing_evals
-from jax_mmreid.report import baselines, tables
+from jax_mmreid.report import baselines, compare, tables
 from jax_mmreid.report.baselines import Facts
 
 ENOUGH = Facts(identities=300, cameras=4, one_camera=3, same_camera=0.25, accuracy=0.97, pretrained=False)
@@ -107,8 +109,6 @@ def test_facts_are_counted(facts):
 
 
 def test_a_run_ends_with_the_table_and_the_advice(drawn, tmp_path, caplog):
-    from jax_mmreid import train
-
     config = tiny_config(drawn, row="A", modalities="rgb/tir", epochs=1)
     with config.unlocked():
         config.evals.update(baseline_rows(missing_evals(("rgb", "tir"), "test", "same_camera")))
@@ -119,3 +119,6 @@ def test_a_run_ends_with_the_table_and_the_advice(drawn, tmp_path, caplog):
     assert found["advice"].startswith("Learning ") and found["advice"] in caplog.text
     text = (tmp_path / "results.md").read_text()
     assert found["advice"] in text and "| mAP / R-1 | RT | -R | -T | Mean |" in text
+    assert re.match(r"Learning pays in all 3 settings|Learning does not pay in [123] of 3 settings", found["advice"])
+    compared = compare.markdown(compare.summary([tmp_path]))
+    assert all(f"({feature}) |" in compared for feature in DESCRIPTORS)

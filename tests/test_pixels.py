@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from brute import metrics
-from conftest import open_tiny, start, tiny_config
+from conftest import load_config, open_tiny, start, tiny_config
 
 from jax_mmreid import train
 from jax_mmreid.errors import ConfigError
@@ -137,3 +137,18 @@ def test_learned_rows_are_the_same_beside_others(drawn):
 def test_a_row_that_cannot_be_measured_is_refused_at_once(data, change, message):
     with pytest.raises(ConfigError, match=message):
         runner.check({"a": row(ALL, ALL, incomplete="skip") | change}, data)
+
+
+@pytest.mark.parametrize(
+    "name, arg", [("manifest", ""), ("quickstart", "dataset=manifest"), ("manifest", "method=tvi_lfm")]
+)
+def test_configs_of_a_table_have_baselines(name, arg):
+    kinds = {row.get("kind", "retrieval") for row in load_config(name, arg).evals.values() if "mean_of" not in row}
+    assert kinds == {"retrieval", "pixels"}
+
+
+@pytest.mark.parametrize(
+    "name, arg", [("quickstart", ""), ("quickstart", "method=tvi_lfm"), ("rgbnt201", ""), ("regdb", "")]
+)
+def test_other_configs_have_none(name, arg):
+    assert all(row.get("kind", "retrieval") == "retrieval" for row in load_config(name, arg).evals.values())

@@ -6,6 +6,7 @@ Results belong together that have the same setting, or are of the same pair of s
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from jax_mmreid.recipes.missing_settings import MEAN
 from jax_mmreid.report import settings
 
 SHOWN = ("mAP", "rank1")  # in a cell of the table
@@ -62,11 +63,11 @@ def advice(results: Mapping, facts: Facts) -> str:
 
 
 def compare(results: Mapping) -> list[Score]:
-    """Every setting that was measured with and without learning, with the best descriptor in it."""
+    """Every setting that was measured with and without learning, means left out, with the best descriptor in it."""
     learned, found, scores = _learned(results["evals"]), _unlearned(results["evals"]), []
     for key in dict.fromkeys(key for rows in found.values() for key in rows):
         best, feature = max((rows[key]["mAP"], feature) for feature, rows in found.items() if key in rows)
-        if key in learned:
+        if key in learned and key != MEAN:
             scores.append(Score(_label(key, results["modalities"]), learned[key]["mAP"], best, feature))
     return scores
 
