@@ -34,7 +34,7 @@ def test_a_picture_without_any_modality_of_a_row_is_named(drawn, tmp_path):
         (
             "evals.full.kind",
             "retreival",
-            "kind='retreival': there is no such kind of evaluation; there are image_text, retr",
+            "kind='retreival': there is no such kind of evaluation; there are image_text, pixels, retr",
         ),
         (
             "evals.full.query.use",
