@@ -14,6 +14,7 @@ from input_pipeline.synthesize import synthesize
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators import runner
 from jax_mmreid.methods import read_fields, tvi_lfm
+from jax_mmreid.ops.descriptors import DESCRIPTORS
 
 OWN = "method=tvi_lfm,modalities=rgb/nir,size=small"
 IMAGES = ["rgb", "rgb>nir", "nir>rgb", "nir"]
@@ -172,9 +173,9 @@ def test_the_driver_chains_both_stages_on_a_table(table, tmp_path):
 
 @pytest.mark.slow
 def test_both_stages_learn_on_a_table_whose_infrared_pictures_are_nir(table, tmp_path):
-    """Story: base learns to match across the spectra, and captions find what infrared alone does not."""
+    """Story: base is above all baselines in both directions, and captions find what infrared alone does not."""
     found, _ = chained(table, tmp_path, "data.image_size=(48,24)", "epochs=30", "optim.schedule.milestones=(24,)")
-    chance = 0.14  # of random ranks: 4 matches among 46 rows
-    assert min(found["base"]["nir>rgb"], found["base"]["rgb>nir"]) > chance + 0.1
+    for name in IMAGES:
+        assert found["base"][name] > max(found["base"][f"{feature}/{name}"] for feature in DESCRIPTORS), name
     assert found["lfm"]["fusion>rgb"] > found["base"]["nir>rgb"]
-    assert found["lfm"]["mer>rgb"] > found["base"]["nir>rgb"] + 0.05
+    assert found["lfm"]["mer>rgb"] > found["base"]["nir>rgb"] + 0.03
