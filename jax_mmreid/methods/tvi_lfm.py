@@ -293,8 +293,8 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
         raise ConfigError(f"config.model.image.blocks={config.image.blocks}: a ResNet has {LAYERS} layers")
     if config.stage == "lfm" and not set(spec.modalities) <= set(spec.text):
         raise ConfigError(
-            f"stage lfm is trained with captions of {' and '.join(spec.modalities)} pictures, and there are captions of "
-            f"{' and '.join(spec.text) or 'none'}; set data.text.tokenizer, and data.options.captioner to captions "
+            f"stage lfm is trained with captions of {' and '.join(spec.modalities)} pictures, and there are captions "
+            f"of {' and '.join(spec.text) or 'none'}; set data.text.tokenizer, and data.options.captioner to captions "
             "that the data have, or fill the columns caption_rgb and so on of a manifest"
         )
     towers.check_reader(config.text, "the captions of the data", vocab=spec.vocab, context=spec.text_length)

@@ -57,7 +57,7 @@ def draw(
 def apply(image: jax.Array, tone: Tone) -> jax.Array:
     """Applies the parameters to image [H,W,3] with values in [0, 1], in the order of the fields; clipped to [0, 1]."""
     x = jnp.einsum("hwc,dc->hwd", image, tone.weights, precision="highest")
-    x = jnp.power(jnp.clip(x, 1e-3, 1), tone.gamma)
+    x = jnp.power(jnp.clip(x, 0, 1), tone.gamma)
     x = (x - 0.5) * tone.contrast + 0.5 + tone.brightness
     x = jnp.where(tone.invert, 1 - x, x)
     x = jnp.where(tone.blur, _blurred(x), x)
