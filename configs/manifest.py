@@ -18,10 +18,12 @@ _tir. A batch pairs 8 identities x 4 pictures of each modality.
 The table of results has the same rows without learning: raw pixels, mean-free pixels, gradient directions.
 """  # noqa: E501
 
-from jax_mmreid.config import check_choices, parse_arg, take_arg
+from jax_mmreid.config import check_choices, parse_arg, parse_seconds, take_arg
 from jax_mmreid.recipes.miss_reid import MISS_REID_ARGS, miss_reid
+from jax_mmreid.recipes.own_pictures import small_miss_reid
 from jax_mmreid.recipes.tvi_lfm import own_tvi_lfm, small
 
+STEPS = 600  # of training, of size=small
 OWN = dict(splits="test", junk="same_camera", incomplete="error", object="person")
 
 
@@ -32,6 +34,10 @@ def get_config(arg: str = ""):
 
 
 def _miss_reid(arg: str):
+    size, arg = take_arg(arg, size="full")
+    check_choices(("size", size, ("full", "small")))
+    if size == "small":
+        return _small_miss_reid(arg)
     arg = parse_arg(arg, **MISS_REID_ARGS, **OWN).to_dict()
     kind = _object(arg)
     config = miss_reid("manifest", baselines=True, **arg)
@@ -40,6 +46,19 @@ def _miss_reid(arg: str):
     if kind == "vehicle":
         config.data.image_size = config.data.image_size[::-1]
         config.model.structure.queries = 8
+    return config
+
+
+def _small_miss_reid(arg: str):
+    own = dict(row="A", eta="0", modalities="rgb/nir/tir", pairs=True, rerank=False)
+    arg = parse_arg(arg, **own, **OWN, steps=0, budget="").to_dict()
+    kind, seconds = _object(arg), parse_seconds(arg.pop("budget"))
+    arg["steps"] = arg["steps"] or (0 if seconds else STEPS)
+    config = small_miss_reid("manifest", baselines=True, seconds=seconds, **arg)
+    config.data.options = dict(file="manifest.csv")
+    config.model.template_kind = kind
+    if kind == "vehicle":
+        config.data.image_size = config.data.image_size[::-1]
     return config
 
 

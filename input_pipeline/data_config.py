@@ -58,6 +58,7 @@ class DataConfig:
     image_size: tuple[int, int] = (256, 128)  # H, W
     identities: int = 8  # P of a training batch of P x K rows
     instances: int = 8  # K
+    fit_batch: bool = False  # of fewer than P training identities a batch takes all, and as many times more instances
     pairs: bool = False  # True: a training row is a picture of each modality, drawn apart, of one identity
     eval_batch_size: int = 128
     threads: int = 2  # that read ahead; 0 reads in the caller

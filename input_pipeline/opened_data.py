@@ -97,8 +97,6 @@ def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: t
     are rephrased; `shard` is (process index, number of processes): each process reads its block of every batch.
     Raises ConfigError for a config that cannot be, DataError for data that cannot be used.
     """
-    batch_size = config.identities * config.instances
-    _check_shard(shard, batch_size, config.eval_batch_size)
     records = load_records(config)
     whole = records["train"]
     _check_modalities(config.name, whole)
@@ -107,6 +105,8 @@ def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: t
     train = whole.take(kept)
     if config.instances > 1 or config.pairs:  # else the loss does not compare pictures of one identity
         _check_identities(config.name, train, [r for split, r in records.items() if split != "train"])
+    config = _fitted(config, len(np.unique(train.pid)))
+    _check_shard(shard, config.identities * config.instances, config.eval_batch_size)
     tables, tokenizer = tokenize(config.name, records | {"train": train}, config.text, seed=seed)
     pids, label = np.unique(train.pid, return_inverse=True)
     splits = {split: loader.Split(r, r.has_file(), None, tables.get(split)) for split, r in records.items()}
@@ -119,7 +119,7 @@ def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: t
         image_size=config.image_size,
         pids=tuple(pids.tolist()),
         cameras=tuple(np.unique(train.camid).tolist()),
-        batch_size=batch_size,
+        batch_size=config.identities * config.instances,
         steps_per_epoch=sampler.steps_per_epoch,
         text=tuple(tables["train"].captions) if "train" in tables else (),
         text_length=tables["train"].ids.shape[1] if "train" in tables else 0,
@@ -147,6 +147,14 @@ def load_records(config: DataConfig) -> dict[str, Records]:
     if config.source == "tfds":
         return packed.load(config.data_dir, name=config.name, modalities=config.modalities)
     return load()
+
+
+def _fitted(config: DataConfig, identities: int) -> DataConfig:
+    """With a batch that so many training identities can fill, if `fit_batch` asks for it."""
+    if not config.fit_batch or not 2 <= identities < config.identities:
+        return config
+    instances = config.identities * config.instances // identities
+    return dataclasses.replace(config, identities=identities, instances=instances)
 
 
 def _check_shard(shard: tuple[int, int], batch_size: int, eval_batch_size: int) -> None:

@@ -63,6 +63,7 @@ RANGES = {
 }
 CHECKED_ELSEWHERE = ("data", "missing", "evals", "published", "pretrain", "phases", "sharding")
 
+UNITS = {"s": 1, "m": 60, "h": 3600}
 BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -121,6 +122,7 @@ def _data_fields(dataset: str) -> dict:
         image_size=(256, 128),  # H, W
         identities=8,  # P of the PxK batch
         instances=8,  # K of the PxK batch
+        fit_batch=False,  # True: of fewer than P training identities a batch takes all, with more instances
         pairs=False,  # True: a training row is a picture of each modality, drawn apart, of one identity
         eval_batch_size=128,  # a tower sees it in eight parts, in turn or each on a device
         threads=2,
@@ -182,6 +184,18 @@ def parse_eta(text: str, count: int = 3) -> tuple[float, ...]:
     if not all(0.0 <= rate <= 1.0 for rate in rates):
         raise ConfigError(f"eta={text}: every rate must lie in [0, 1]")
     return rates
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from `90s`, `10m` or `1.5h`, 0 from an empty text; raises ConfigError for anything else."""
+    number, unit = text[:-1], text[-1:]
+    try:
+        seconds = float(number) * UNITS[unit] if text else 0.0
+    except (KeyError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"budget={text}: expected a number and s, m or h, as in 90s, 10m or 1.5h")
+    return seconds
 
 
 def check_choices(*fields: tuple[str, object, Collection[str]], where: str = "") -> None:

@@ -81,6 +81,8 @@ def _chosen(config: ConfigDict) -> bool:
 
 
 def _with_epochs(config: ConfigDict, epochs: int) -> ConfigDict:
-    config = config.copy_and_resolve_references()
-    config.epochs = epochs
-    return config
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.evals = config.evals  # a copy forgets their order
+    changed.epochs = epochs
+    return changed

@@ -18,7 +18,8 @@ def data(steps):
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (10, 1), (11, 2), (95, 10)])
 def test_steps_are_rounded_up_to_epochs(tmp_path, steps, epochs):
     config = tiny_config("data", **{"length.steps": steps, "epochs": 3})
-    assert run_length.choose(config, tmp_path, data(10)).epochs == epochs
+    chosen = run_length.choose(config, tmp_path, data(10))
+    assert chosen.epochs == epochs and list(chosen.evals) == list(config.evals)
     assert config.epochs == 3  # the caller's is as it was
 
 

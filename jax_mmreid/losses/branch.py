@@ -30,11 +30,13 @@ def branch(
     *,
     margin: float | None,
     smoothing: float,
+    temperature: float = 0.0,
 ) -> Branch:
     """The losses of features {name: [B,D]} in training, summed over names, and the mean accuracy of their heads.
 
     `head` maps (feats [B,D], where [B]) to logits [B,K]; its parameters and statistics are {name: ...}. The triplet
-    loss takes the features themselves, soft margin when `margin` is None; the cross-entropy, with label smoothing, the
+    loss takes the features themselves, soft margin when `margin` is None; with a `temperature` it takes the features
+    less their mean, at unit length, and divides distances by it. The cross-entropy, with label smoothing, takes the
     logits. where {name: [B]} are the rows that exist, label [B].
     """
     triplet = identity = accuracy = 0.0
@@ -43,6 +45,8 @@ def branch(
         variables = {"params": params[name], "batch_stats": stats[name]}
         logits, updated = head.apply(variables, x, w, train=True, mutable=["batch_stats"])
         stats = stats | {name: updated["batch_stats"]}
+        if temperature:
+            x = masked.unit(x - masked.mean(x, w[:, None], axis=0)) / temperature
         hard, anchors = batch_hard_triplet(x, label, margin=margin, where=w)
         triplet += masked.mean(hard, anchors)
         identity += masked.mean(cross_entropy(logits, label, smoothing=smoothing, where=w), w)

@@ -58,6 +58,9 @@ class Config:
     tau: float  # temperature of both contrastive losses
     label_smooth: float
     margin: float  # of the triplet losses; negative: soft margin
+    triplet_tau: (
+        float  # 0, or the temperature of triplet losses on unit features less their mean, as f is compared then
+    )
     cross_modal: bool  # f of all modalities share one head and one triplet loss, so that they meet; not published
     sie_camera: bool  # a learned vector per training camera on the class token
     prompts: int  # prompt tokens per modality
@@ -74,10 +77,11 @@ class Config:
 
 
 RANGES = towers.RANGES | {
-    r"conv\.(orientations|width|blocks|group)": "[1, inf)",
+    r"conv\.(orientations|width|blocks|group|cell)": "[1, inf)",
     r"(structure\.(queries|width|heads)|inversion\.hidden|prompts)": "[1, inf)",
     r"(inversion\.drop|label_smooth|structure_drop|memory\.alpha)": "[0, 1)",
     r"tau": "(0, inf)",
+    r"triplet_tau": "[0, inf)",
     r"margin": "[-1, inf)",
     r"text_len": "[0, inf)",
 }
@@ -169,7 +173,7 @@ class MissReID(Method):
         """The terms, statistics and accuracy of features [B,len(names),D], of which where [B,len(names)] exist."""
         margin = self.config.margin if self.config.margin >= 0 else None
         columns = [{name: x[:, i] for i, name in enumerate(names)} for x in (feats, where)]
-        options = dict(margin=margin, smoothing=self.config.label_smooth)
+        options = dict(margin=margin, smoothing=self.config.label_smooth, temperature=self.config.triplet_tau)
         found = branch(self.head, params["heads"], stats["heads"], *columns, label, **options)
         terms = {f"{prefix}triplet": found.triplet, f"{prefix}identity": found.identity}
         return terms, {"heads": found.stats}, found.accuracy
@@ -190,6 +194,9 @@ class MissReID(Method):
             )
         params = variables["params"]
         present, patches, feats = self.tower.forward_all(params["image"], batch)
+        if self.config.triplet_tau:
+            heads = variables["batch_stats"]["heads"]
+            feats -= jnp.stack([heads[name]["neck"]["mean"] for name in self._heads])
         features = {"present": present, "feats": feats}
         if self._imputes:
             features["structure"] = self._structure(params, patches)
@@ -297,6 +304,8 @@ class MissReID(Method):
 
 def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> MissReID:
     """Builds the method; raises ConfigError for fields that contradict each other or do not fit the data."""
+    if config.ldmmc and config.triplet_tau:
+        raise ConfigError("config.model.triplet_tau must be 0 with ldmmc=True: f~ stands in for f as it is")
     if config.ldmmc and not config.iosm:
         raise ConfigError("config.model.ldmmc=True needs iosm=True: the pseudo-word is made from the structure vector")
     check_choices(

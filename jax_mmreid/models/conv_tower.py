@@ -4,10 +4,12 @@ It begins where comparing gradient directions ends: a fixed stem turns a picture
 gradients (Dalal and Triggs, 2005), divided by their local strength, so light, contrast and even its sign hardly
 matter and pictures of different spectra look alike; colour is kept beside them. A residual trunk with group
 normalisation follows, which needs no running statistics, so that missing pictures cannot disturb them. The feature
-keeps the layout of the picture: a few channels of each cell of the last map, side by side.
+keeps the layout of the picture, a few channels of each cell of the last map side by side, and has a projection of the
+whole map.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -29,6 +31,7 @@ class ConvFields:
     width: int
     blocks: tuple[int, ...]
     group: int
+    cell: int
 
 
 def create(fields: ConvFields, image_size: tuple[int, int], *, dim: int, dtype: str) -> "ConvTower":
@@ -38,8 +41,11 @@ def create(fields: ConvFields, image_size: tuple[int, int], *, dim: int, dtype: 
             f"config.data.image_size={tuple(image_size)} must be multiples of {STRIDE} for the conv tower"
         )
     cells = image_size[0] * image_size[1] // STRIDE**2
-    if dim % cells:
-        raise ConfigError(f"config.model.dim={dim} must be a multiple of {cells}, the cells of the conv tower's map")
+    if dim <= cells * fields.cell:
+        raise ConfigError(
+            f"config.model.dim={dim} must be greater than the {cells} x {fields.cell} numbers of the cells of the conv "
+            "tower's map (config.model.conv.cell); raise it"
+        )
     if fields.width % fields.group or len(fields.blocks) != 2:
         raise ConfigError(
             f"config.model.conv: width={fields.width} must be a multiple of group={fields.group}, and blocks="
@@ -53,7 +59,8 @@ def gradient_stem(images: Array, orientations: int) -> Array:
 
     A pixel's gradient counts for the directions near its own, with weight relu(cos 2(angle - direction))^4 times its
     length. Cells are averages, divided by the mean strength of their neighbourhood. The last two channels are the
-    differences red - green and (red + green)/2 - blue, divided by the picture's contrast; they are 0 for grey pictures.
+    differences red - green and (red + green)/2 - blue, less their means, which depend on the light, divided by the
+    picture's contrast; they are 0 for grey pictures.
     """
     images = images.astype(jnp.float32)
     grey = images @ jnp.array([0.299, 0.587, 0.114])
@@ -72,6 +79,7 @@ def gradient_stem(images: Array, orientations: int) -> Array:
     directions = cells / (_smooth(strength) + 0.1 * overall + 1e-4)
     red, green, blue = (images[..., c] for c in range(3))
     colour = _cells(jnp.stack([red - green, (red + green) / 2 - blue], axis=-1))
+    colour -= colour.mean((1, 2), keepdims=True)
     contrast = jnp.std(grey, axis=(1, 2))[:, None, None, None]
     return jnp.concatenate([directions, colour / (contrast + 0.05)], axis=-1)
 
@@ -81,7 +89,7 @@ class ConvTower(nn.Module):
 
     The first token is the mean of the others. `blocks` are the numbers of residual blocks in the two layers, of
     `width` channels and twice as many, C, which groups of `group` channels normalise. The second layer halves the map.
-    `dim` must be a multiple of N.
+    The feature has `cell` numbers of each cell, and dim - N*cell of the whole map.
     """
 
     dim: int
@@ -89,6 +97,7 @@ class ConvTower(nn.Module):
     width: int = 64
     blocks: tuple[int, ...] = (1, 1)
     group: int = 16
+    cell: int = 16
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -99,10 +108,13 @@ class ConvTower(nn.Module):
             for i in range(count):
                 x = self._block(x, self.width * 2**layer, 2 if layer and not i else 1, f"layer{layer + 1}_{i}")
         B, h, w, _ = x.shape
-        cells = nn.Dense(self.dim // (h * w), use_bias=False, dtype=self.dtype, name="projection")(x)
+        dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        cells = dense(self.cell, name="cells")(x).reshape(B, -1)
+        whole = dense(self.dim - cells.shape[1], name="whole")(x.reshape(B, -1))
         tokens = x.reshape(B, h * w, -1)
         tokens = jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)
-        return tokens.astype(jnp.float32), cells.reshape(B, 1, -1).astype(jnp.float32)
+        features = jnp.concatenate([cells, whole], axis=1)[:, None]
+        return tokens.astype(jnp.float32), features.astype(jnp.float32)
 
     def _block(self, x: Array, width: int, stride: int, name: str) -> Array:
         y = nn.relu(self._norm(f"{name}_norm1")(conv(width, 3, stride, dtype=self.dtype, name=f"{name}_conv1")(x)))

@@ -29,7 +29,8 @@ MISS_REID_PRESETS = {
 # `config.model` apart from what a row, a preset and a tower decide; see methods.miss_reid.Config.
 MISS_REID_MODEL = dict(
     backbone="vit",
-    conv=dict(orientations=8, width=64, blocks=(1, 1), group=16),
+    conv=dict(orientations=8, width=64, blocks=(1, 1), group=16, cell=16),
+    triplet_tau=0.0,
     cross_modal=False,
     sie_camera=True,
     prompts=4,
