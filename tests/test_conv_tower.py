@@ -11,7 +11,7 @@ from jax_mmreid.models.conv_tower import ConvFields, ConvTower, create, gradient
 RNG = np.random.default_rng(0)
 GREY = np.repeat(RNG.random((3, 32, 16, 1)), 3, axis=3).astype(np.float32)
 COLOUR = RNG.random((3, 32, 16, 3)).astype(np.float32)
-FIELDS = ConvFields(orientations=8, width=8, blocks=(1, 1), group=4)
+FIELDS = ConvFields(orientations=8, width=8, blocks=(1, 1), group=4, cell=2)
 
 
 def test_light_contrast_and_its_sign_hardly_matter():
@@ -53,19 +53,25 @@ def test_a_cell_is_a_loop_over_its_pixels():
     np.testing.assert_allclose(gradient_stem(GREY[:1], 8)[0, ..., :8], expected, atol=2e-3)
 
 
-def test_the_feature_is_cells_side_by_side_and_rows_are_independent():
+def test_the_light_of_a_picture_does_not_change_its_colours():
+    stem, tinted = (np.asarray(gradient_stem(x, 8))[..., 8:] for x in (COLOUR, COLOUR + np.array([0.2, 0, -0.1])))
+    np.testing.assert_allclose(tinted, stem, atol=1e-3)
+
+
+def test_the_feature_is_cells_side_by_side_then_the_whole_and_rows_are_independent():
     tower = create(FIELDS, (32, 16), dim=24, dtype="float32")
     (tokens, features), variables = tower.init_with_output(jax.random.key(0), COLOUR)
     assert tokens.shape == (3, 9, 16) and features.shape == (3, 1, 24) and set(variables) == {"params"}
     np.testing.assert_allclose(tokens[:, 0], tokens[:, 1:].mean(axis=1), atol=1e-6)
-    kernel = variables["params"]["projection"]["kernel"]
-    np.testing.assert_allclose(features[:, 0], (tokens[:, 1:] @ kernel).reshape(3, -1), atol=1e-5)
+    cells, whole = (variables["params"][name]["kernel"] for name in ("cells", "whole"))
+    np.testing.assert_allclose(features[:, 0, :16], (tokens[:, 1:] @ cells).reshape(3, -1), atol=1e-5)
+    np.testing.assert_allclose(features[:, 0, 16:], tokens[:, 1:].reshape(3, -1) @ whole, atol=1e-5)
     for i in range(3):
         np.testing.assert_allclose(tower.apply(variables, COLOUR[i : i + 1])[1], features[i : i + 1], atol=1e-5)
 
 
 def test_the_gradient_at_an_even_picture_is_finite():
-    tower = ConvTower(24, width=8, group=4)
+    tower = ConvTower(24, width=8, group=4, cell=2)
     variables = tower.init(jax.random.key(0), COLOUR)
 
     def loss(params):
@@ -78,7 +84,7 @@ def test_the_gradient_at_an_even_picture_is_finite():
     ("changes", "size", "dim", "message"),
     [
         ({}, (30, 16), 24, r"image_size=\(30, 16\) must be multiples of 8"),
-        ({}, (32, 16), 20, "dim=20 must be a multiple of 8, the cells"),
+        ({}, (32, 16), 16, "dim=16 must be greater than the 8 x 2 numbers of the cells"),
         (dict(group=3), (32, 16), 24, "width=8 must be a multiple of group=3"),
         (dict(blocks=(1,)), (32, 16), 24, r"blocks=\(1,\) two numbers"),
     ],

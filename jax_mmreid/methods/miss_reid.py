@@ -58,9 +58,7 @@ class Config:
     tau: float  # temperature of both contrastive losses
     label_smooth: float
     margin: float  # of the triplet losses; negative: soft margin
-    triplet_tau: (
-        float  # 0, or the temperature of triplet losses on unit features less their mean, as f is compared then
-    )
+    triplet_tau: float  # of triplet losses on, and retrieval by, unit features less their mean; 0: on f itself
     cross_modal: bool  # f of all modalities share one head and one triplet loss, so that they meet; not published
     sie_camera: bool  # a learned vector per training camera on the class token
     prompts: int  # prompt tokens per modality
@@ -234,9 +232,9 @@ class MissReID(Method):
             if self.imputation == "alone":
                 parts = jnp.zeros_like(parts)
         elif self.config.missing_fill == "mean_feature":
-            fill = jnp.broadcast_to(masked.mean(parts, available[..., None], axis=1)[:, None], parts.shape)
+            fill = masked.mean(parts, available[..., None], axis=1)[:, None]
         elif self.config.missing_fill == "encode_zero_image":
-            fill = jnp.broadcast_to(features["blank"][:, None], parts.shape)
+            fill = features["blank"][:, None]
         parts = jnp.where(filled[..., None], fill, parts)
         if self.config.part_norm:
             parts = masked.unit(parts)
@@ -261,11 +259,10 @@ class MissReID(Method):
             return parts | {f"heads/{name}": PublishedPart() for name in self.modalities}
         tokens = (image_size[0] // image.patch) * (image_size[1] // image.patch)
         width = image.dim if image.project_all else image.width
-        text = self.language.text
         return parts | {
             "structure": PublishedPart(self.structure, count, (tokens, width)),
             "inversion": PublishedPart(self.language.inversion, 1, (self.structure.width,)),
-            "text": PublishedPart(text, count, (text.context,)),
+            "text": PublishedPart(self.language.text, count, (self.language.text.context,)),
             "prompts": PublishedPart(),
             "heads": PublishedPart(),
         }
@@ -304,10 +301,8 @@ class MissReID(Method):
 
 def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> MissReID:
     """Builds the method; raises ConfigError for fields that contradict each other or do not fit the data."""
-    if config.ldmmc and config.triplet_tau:
-        raise ConfigError("config.model.triplet_tau must be 0 with ldmmc=True: f~ stands in for f as it is")
-    if config.ldmmc and not config.iosm:
-        raise ConfigError("config.model.ldmmc=True needs iosm=True: the pseudo-word is made from the structure vector")
+    if config.ldmmc and (config.triplet_tau or not config.iosm):
+        raise ConfigError("config.model.ldmmc=True needs iosm=True, which makes the pseudo-word, and triplet_tau=0")
     check_choices(
         ("structure.tokens", config.structure.tokens, ("pre_proj", "proj")),
         ("memory.update", config.memory.update, memory.UPDATES),
