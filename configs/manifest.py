@@ -1,6 +1,7 @@
 """Miss-ReID or TVI-LFM on your own pictures, listed in a table (input_pipeline/datasets/manifest.py).
 
 python -m jax_mmreid.main --config=configs/manifest.py --config.data.data_dir=FOLDER --workdir=runs/mine
+python -m jax_mmreid.main --config=configs/manifest.py:size=small,modalities=rgb/nir --config.data.data_dir=FOLDER --workdir=runs/small
 python -m jax_mmreid.main --config=configs/manifest.py:modalities=rgb/tir,splits=query/gallery,incomplete=skip ...
 python launch/tvi_lfm.py --config=configs/manifest.py:method=tvi_lfm,modalities=rgb/nir,size=small --config.data.data_dir=FOLDER --workdir=runs/mine_tvi
 
@@ -9,11 +10,12 @@ method: miss_reid; or tvi_lfm, infrared queries with captions (stage lfm) or wit
 splits: test, or query/gallery where the table has these. junk: same_camera, same_view or none.
 incomplete: error, or skip to leave out of a setting the test rows that have none of its pictures, and report how many.
 object: person, or vehicle for pictures twice as wide as high.
-miss_reid. row, eta, modalities, preset, tower, epochs, text_epoch, pairs, rerank: as in rgbnt201.py. A small model:
-quickstart.py:dataset=manifest. One batch is 8 identities x 8 rows; --config.init=DIR starts from CLIP's weights, see
-docs/weights.md.
+size: full as published, or small (jax_mmreid/recipes/own_pictures.py), from random weights in minutes.
+miss_reid. row, eta, modalities, preset, tower, epochs, text_epoch, pairs, rerank: as in rgbnt201.py. One batch is 8
+identities x 8 rows; --config.init=DIR starts from CLIP's weights, see docs/weights.md. size=small takes row, eta,
+modalities, pairs and rerank, and its length: steps=600, or budget=10m for minutes (s, m, h).
 tvi_lfm. stage, epochs: as in sysu_mm01.py. row: B, B+SFF, B+SFF+MJL or +MER. modalities: rgb/ir, rgb/nir or rgb/tir.
-size: full as published, or small as in quickstart.py. Stage lfm reads the columns caption_rgb and caption_ir, _nir or
+size=small: as in quickstart.py. Stage lfm reads the columns caption_rgb and caption_ir, _nir or
 _tir. A batch pairs 8 identities x 4 pictures of each modality.
 The table of results has the same rows without learning: raw pixels, mean-free pixels, gradient directions.
 """  # noqa: E501
