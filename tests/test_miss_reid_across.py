@@ -11,7 +11,7 @@ from test_miss_reid import changed, embed, encode, start
 
 from jax_mmreid.errors import ConfigError
 
-ACROSS = {"model.cross_modal": True, "model.missing_fill": "mean_feature", "model.part_norm": True}
+ACROSS = {"model.shared_head": True, "model.missing_fill": "mean_feature", "model.part_norm": True}
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ class Config:
     label_smooth: float
     margin: float  # of the triplet losses; negative: soft margin
     triplet_tau: float  # of triplet losses on, and retrieval by, unit features less their mean; 0: on f itself
-    cross_modal: bool  # f of all modalities share one head and one triplet loss, so that they meet; not published
+    shared_head: bool  # f of all modalities share one head and one triplet loss, so that they meet; not published
     sie_camera: bool  # a learned vector per training camera on the class token
     prompts: int  # prompt tokens per modality
     template_kind: str  # one of TEMPLATES
@@ -274,7 +274,7 @@ class MissReID(Method):
     @property
     def _heads(self) -> tuple[str, ...]:
         """The heads of f: one for each modality, or one that all share."""
-        return ("shared",) if self.config.cross_modal else self.modalities
+        return ("shared",) if self.config.shared_head else self.modalities
 
     @property
     def _imputes(self) -> bool:

@@ -31,7 +31,7 @@ MISS_REID_MODEL = dict(
     backbone="vit",
     conv=dict(orientations=8, width=64, blocks=(1, 1), group=16, cell=16),
     triplet_tau=0.0,
-    cross_modal=False,
+    shared_head=False,
     sie_camera=True,
     prompts=4,
     template_kind="person",

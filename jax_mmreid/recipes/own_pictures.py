@@ -22,7 +22,7 @@ def small_miss_reid(dataset: str, *, steps: int = 0, seconds: float = 0.0, **opt
     config.model.update(
         backbone="conv",
         dim=768,
-        cross_modal=True,
+        shared_head=True,
         triplet_tau=0.1,
         part_norm=True,
         missing_fill="mean_feature",
