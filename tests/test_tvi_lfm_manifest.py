@@ -161,6 +161,7 @@ def chained(table, workdir, *fields):
     return found, (workdir / "base" / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_driver_chains_both_stages_on_a_table(table, tmp_path):
     sizes = ("epochs=1", "data.image_size=(32,16)", "model.image.width=4", "model.text.width=16")
     found, text = chained(table, tmp_path, *sizes)
