@@ -60,13 +60,13 @@ def apply(image: jax.Array, tone: Tone) -> jax.Array:
     x = jnp.power(jnp.clip(x, 0, 1), tone.gamma)
     x = (x - 0.5) * tone.contrast + 0.5 + tone.brightness
     x = jnp.where(tone.invert, 1 - x, x)
-    x = jnp.where(tone.blur, _blurred(x), x)
+    x = jnp.where(tone.blur, blurred(x), x)
     # The same noise in all channels, as on a grey picture.
     x = x + tone.noise * jax.random.normal(tone.key, x.shape[:2])[..., None]
     return jnp.clip(x, 0, 1)
 
 
-def _blurred(x: jax.Array) -> jax.Array:
+def blurred(x: jax.Array) -> jax.Array:
     """Binomial weights 1, 2, 1 along both sides."""
     for axis in (0, 1):
         n = x.shape[axis]
