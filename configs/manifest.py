@@ -11,9 +11,9 @@ splits: test, or query/gallery where the table has these. junk: same_camera, sam
 incomplete: error, or skip to leave out of a setting the test rows that have none of its pictures, and report how many.
 object: person, or vehicle for pictures twice as wide as high.
 size: full as published, or small (jax_mmreid/recipes/own_pictures.py), from random weights in minutes.
-miss_reid. row, eta, modalities, preset, tower, epochs, text_epoch, pairs, rerank: as in rgbnt201.py. One batch is 8
-identities x 8 rows; --config.init=DIR starts from CLIP's weights, see docs/weights.md. size=small takes row, eta,
-modalities, pairs and rerank, and its length: steps=600, or budget=10m for minutes (s, m, h).
+miss_reid. row, eta, modalities, preset, tower, epochs, text_epoch, pairs, rerank, robustness: as in rgbnt201.py. One
+batch is 8 identities x 8 rows; --config.init=DIR starts from CLIP's weights, see docs/weights.md. size=small takes row,
+eta, modalities, pairs, rerank and robustness, and its length: steps=600, or budget=10m for minutes (s, m, h).
 tvi_lfm. stage, epochs: as in sysu_mm01.py. row: B, B+SFF, B+SFF+MJL or +MER. modalities: rgb/ir, rgb/nir or rgb/tir.
 size=small: as in quickstart.py. Stage lfm reads the columns caption_rgb and caption_ir, _nir or
 _tir. A batch pairs 8 identities x 4 pictures of each modality.
@@ -52,7 +52,7 @@ def _miss_reid(arg: str):
 
 
 def _small_miss_reid(arg: str):
-    own = dict(row="A", eta="0", modalities="rgb/nir/tir", pairs=True, rerank=False)
+    own = dict(row="A", eta="0", modalities="rgb/nir/tir", pairs=True, rerank=False, robustness=False)
     arg = parse_arg(arg, **own, **OWN, steps=0, budget="").to_dict()
     kind, seconds = _object(arg), parse_seconds(arg.pop("budget"))
     arg["steps"] = arg["steps"] or (0 if seconds else STEPS)

@@ -2,10 +2,10 @@
 
 python -m jax_mmreid.main --config=configs/msvr310.py --config.data.data_dir=data/MSVR310 --workdir=runs/msvr310
 
-row, eta, modalities, preset, tower, epochs, text_epoch, pairs, rerank: as in rgbnt201.py, with 8 structure queries
-instead of 16, the sentence for vehicles, and pictures that are wider than high. One batch is 16 identities x 4 triples
-at 128x256, as in public code for this dataset. Gallery pictures of the query's own identity and scene are left out; the
-camera is not compared.
+row, eta, modalities, preset, tower, epochs, text_epoch, pairs, rerank, robustness: as in rgbnt201.py, with 8
+structure queries instead of 16, the sentence for vehicles, and pictures that are wider than high. One batch is 16
+identities x 4 triples at 128x256, as in public code for this dataset. Gallery pictures of the query's own identity and
+scene are left out; the camera is not compared.
 
 Published: Miss-ReID (NeurIPS 2025) has no numbers on this dataset; the recipe is that of RGBNT100.
 Ours: not run (neither the dataset nor CLIP's weights come with this project).

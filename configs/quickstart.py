@@ -7,8 +7,8 @@ python -m jax_mmreid.main --config=configs/quickstart.py:dataset=rgbnt201 --conf
 python launch/tvi_lfm.py --config=configs/quickstart.py:method=tvi_lfm --workdir=runs/quickstart_tvi
 
 method: miss_reid; tvi_lfm, of which the last line runs both stages; or clip.
-miss_reid. row, eta, modalities, pairs, rerank: as in rgbnt201.py. dataset: synthetic; rgbnt201 for your own folder in
-that layout; manifest for pictures listed in a table. splits, incomplete: as in manifest.py.
+miss_reid. row, eta, modalities, pairs, rerank, robustness: as in rgbnt201.py. dataset: synthetic; rgbnt201 for your
+own folder in that layout; manifest for pictures listed in a table. splits, incomplete: as in manifest.py.
 tvi_lfm. stage, row: as in sysu_mm01.py.
 clip: contrastive training of an image and a text tower. loss: info_nce or sigmoid.
 init: empty for random weights; or clip, to start from the towers of a run of method=clip, which is trained first, on
@@ -56,7 +56,14 @@ def _after_clip(config):
 
 def _miss_reid(arg: str, init: str):
     recipe = dict(
-        row="F", eta="0", modalities="rgb/nir/tir", splits="test", incomplete="error", pairs=False, rerank=False
+        row="F",
+        eta="0",
+        modalities="rgb/nir/tir",
+        splits="test",
+        incomplete="error",
+        pairs=False,
+        rerank=False,
+        robustness=False,
     )
     arg = parse_arg(arg, dataset="synthetic", **recipe)
     imputations = ("zero", "alone") if init else ("zero",)

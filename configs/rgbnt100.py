@@ -3,8 +3,9 @@
 python -m jax_mmreid.main --config=configs/rgbnt100.py --config.data.data_dir=data/RGBNT100 --workdir=runs/rgbnt100
 python -m jax_mmreid.main --config=configs/rgbnt100.py:row=A --config.data.data_dir=data/RGBNT100 --workdir=...
 
-row, eta, modalities, preset, tower, epochs, text_epoch, pairs, rerank: as in rgbnt201.py, with 8 structure queries
-instead of 16, a warm-up of 5 epochs, the sentence for vehicles, and pictures that are wider than high.
+row, eta, modalities, preset, tower, epochs, text_epoch, pairs, rerank, robustness: as in rgbnt201.py, with 8
+structure queries instead of 16, a warm-up of 5 epochs, the sentence for vehicles, and pictures that are wider than
+high.
 Hardware and batch of the paper: not stated. One batch is 8 identities x 16 triples at 128x256, as in public code for
 this dataset.
 

@@ -9,8 +9,8 @@ preset: table1 (widths that give the published complexity) or equations (512 thr
 tower: vit_b16 as published, vit_b32 or vit_l14 (252x126); --config.init=DIR starts from CLIP's weights, see
 docs/weights.md. epochs, text_epoch: the length of the run, and the epoch (from 1) at which the text terms begin.
 pairs=1 also evaluates every setting of the query against every setting of the gallery (appendix A.4), rerank=1 the
-settings with k-reciprocal re-ranking. Both may be set for --mode=eval of a finished run; in training they would be
-evaluated after every epoch.
+settings with k-reciprocal re-ranking, robustness=1 queries with damaged pictures. All three may be set for --mode=eval
+of a finished run; in training they would be evaluated after every epoch.
 Hardware of the paper: not stated. One batch is 8 identities x 8 triples at 256x128.
 
 Published, mAP / R-1, row F, complete training data: RNT 76.9, mean over the six missing settings 54.6 / 55.7;

@@ -100,7 +100,7 @@ def test_a_kind_is_a_file_with_one_class_and_the_tools_of_evaluators_are_no_kind
     assert results["a"] == dict(kind="toy", group="g", setting="s", answer=0.5, protocol="p", feature="f")
     assert "| s (g) | 50.0 |" in tables.markdown(results_json(rows, results))
     for name in ("runner", "encoder", "retreival"):
-        known = "broken, image_text, pixels, retrieval, toy, zero_shot$"
+        known = "broken, image_text, pixels, retrieval, robustness, toy, zero_shot$"
         with pytest.raises(ConfigError, match=f"evals.a: kind='{name}': there is no such kind of .* there are {known}"):
             runner.check({"a": dict(kind=name)}, Captioned(draw(0, 5, SENTENCES)))
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):

@@ -6,7 +6,7 @@ vectors stay on the devices as long as they fit there, see `KEPT_BYTES`.
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +94,31 @@ class Encoder:
             self._vectors[key] = self._embed(features, valid, method=method, use=side.use, form=form)
         return self._vectors[key]
 
+    def changed(
+        self, split: str, use: Use, options: dict, changes: Sequence[Callable[[Batch], Batch]], *, form: str = EMBED
+    ) -> list[Vectors]:
+        """The `vectors` of a split after each of these changes of its batches, which are on the devices.
+
+        The split is read once and encoded once per change; features and vectors are not kept.
+        """
+        method = self.method.with_options(options, "options")
+        imputer = None if form == COMMON else method.imputer(use)
+        static, used, packing = dict(method=method, use=use, form=form), self._used(use), None
+        found, valid = [[] for _ in changes], []
+        for batch in self.data.split(split):
+            batch = {key: x for key, x in _only(batch, self._uses[split]).items() if key != "captions"}
+            valid.append(distributed.gather(batch["valid"]))
+            batch = to_global(batch, self.mesh)
+            settings = self._settings(count_rows(batch))
+            for own, change in zip(found, changes):
+                x = encode(self.variables, change(batch), method=self.method, **settings, **self._normalization)
+                if imputer is not None:
+                    x = impute(self.variables, x, used, method=imputer, **settings)
+                packing = packing or packing_of(method, self.variables, x, use, form)
+                own.append(distributed.gather(embed(self.variables, x, **static, **settings)))
+        whole = (np.concatenate([x[keep] for x, keep in zip(own, valid)]) for own in found)
+        return [vectors.on_host(x, packing) for x in whole]
+
     def forget_vectors(self) -> None:
         """Frees the vectors, which are made again from features if they are needed again."""
         self._vectors.clear()
@@ -142,8 +167,7 @@ class Encoder:
             return self._encoded(side).features
         key = imputer, side
         if key not in self._imputed:
-            used = np.array([m in side.use for m in self.data.spec.modalities])
-            used = jax.device_put(used, replicated(self.mesh))
+            used = self._used(side.use)
             self._imputed[key] = [
                 self._keep(
                     impute(self.variables, self._spread(x), used, method=imputer, **self._settings(count_rows(x)))
@@ -151,6 +175,10 @@ class Encoder:
                 for x in self._encoded(side).features
             ]
         return self._imputed[key]
+
+    def _used(self, use: Use) -> jax.Array:
+        """Which modalities are used [M], on every device."""
+        return jax.device_put(np.array([m in use for m in self.data.spec.modalities]), replicated(self.mesh))
 
     def _embed(
         self, features: list[Features], valid: list[np.ndarray], *, method: Method, use: Use, form: str = EMBED

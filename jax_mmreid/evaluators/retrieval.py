@@ -77,6 +77,7 @@ class Retrieval(Evaluator):
     """
 
     COLUMNS = {"mAP": "mAP", "R-1": "rank1", "R-5": "rank5", "R-10": "rank10", "R-20": "rank20", "mINP": "mINP"}
+    REQUIRED: ClassVar[tuple[str, ...]] = (*SIDES, "junk")
     DEFAULTS: ClassVar[dict] = dict(
         trials=1,
         cmc="picture",
@@ -88,7 +89,7 @@ class Retrieval(Evaluator):
     )
 
     def check(self, data: Data) -> None:
-        self.check_keys((*SIDES, "junk"), self.DEFAULTS)
+        self.check_keys(self.REQUIRED, self.DEFAULTS)
         row, modalities = self.DEFAULTS | self.row, data.spec.modalities
         for key, known in CHOICES.items():
             if row[key] not in known:
@@ -116,7 +117,7 @@ class Retrieval(Evaluator):
             galleries.draw(data.columns(row["gallery"]["split"]), **row["gallery"]["draw"], trial=0)
         some = [complete(row[key]["use"], data.present(row[key]["split"])) for key in SIDES]
         for key, own in zip(SIDES, some):
-            _require(row[key], own, row["incomplete"])
+            require_complete(row[key], own, row["incomplete"])
         if not drawn:  # a drawn gallery holds what its trial draws
             columns = (data.columns(row[key]["split"]) for key in SIDES)
             sides = ({name: x[own] for name, x in side.items()} for side, own in zip(columns, some))
@@ -146,26 +147,39 @@ class Retrieval(Evaluator):
         query, gallery = (
             encoder.vectors(side.split, side.use, row["options"], mixed=side.mixed, form=self.form) for side in sides
         )
-        columns = [data.columns(row[key]["split"]) for key in SIDES]
         queries, candidates = (complete(use, data.present(split)) for split, use in self.uses())
-        check_vectors(query, np.flatnonzero(queries), *self.uses()[0])
-        trials = []
-        for drawn in _galleries(row, candidates, columns[1]):
-            check_vectors(gallery, drawn, *self.uses()[1])
-            numbers = ({name: x[rows] for name, x in side.items()} for side, rows in zip(columns, (queries, drawn)))
-            relevance = ranking.relevance(row["junk"], *numbers)
-            trials.append(_rank(row, query[queries], gallery[drawn], relevance, encoder))
-        result = {key: float(np.mean([scores[key] for scores in trials])) for key in ranking.METRICS}
-        result |= {"protocol": _protocol(row), "feature": _feature(row)}
-        if "draw" in row["gallery"]:
-            result["trials"] = len(trials)
+        result = self.scores(query, gallery, queries, encoder) | self.described()
         if row["incomplete"] == "skip":
             result["skipped"] = {key: int(np.sum(~some)) for key, some in zip(SIDES, (queries, candidates))}
         if self.form != EMBED:
             result["no_common"] = _no_common(*(shown_pictures(side, data) for side in sides))
-        return result | self._note(result.get("skipped", {}))
+        return result | self.note(result.get("skipped", {}))
 
-    def _note(self, skipped: dict[str, int]) -> dict[str, str]:
+    def scores(self, query: Vectors, gallery: Vectors, queries: np.ndarray, encoder: Encoder) -> dict[str, float]:
+        """METRICS of the rows `queries` [n] bool of the query's split, means over trials; DataError as for `run`.
+
+        `query` and `gallery` are the vectors of all rows of the two splits.
+        """
+        row, data = self.DEFAULTS | self.row, encoder.data
+        columns = [data.columns(row[key]["split"]) for key in SIDES]
+        (split, use), (of_gallery, shown) = ((row[key]["split"], tuple(row[key]["use"])) for key in SIDES)
+        check_vectors(query, np.flatnonzero(queries), split, use)
+        trials = []
+        for drawn in _galleries(row, complete(shown, data.present(of_gallery)), columns[1]):
+            check_vectors(gallery, drawn, of_gallery, shown)
+            numbers = ({name: x[rows] for name, x in side.items()} for side, rows in zip(columns, (queries, drawn)))
+            relevance = ranking.relevance(row["junk"], *numbers)
+            trials.append(_rank(row, query[queries], gallery[drawn], relevance, encoder))
+        return {key: float(np.mean([scores[key] for scores in trials])) for key in ranking.METRICS}
+
+    def described(self) -> Result:
+        """What the result says in words: "protocol" and "feature"; with a drawn gallery also "trials"."""
+        row = self.DEFAULTS | self.row
+        trials = {"trials": row["trials"]} if "draw" in row["gallery"] else {}
+        return {"protocol": _protocol(row), "feature": _feature(row)} | trials
+
+    def note(self, skipped: dict[str, int]) -> dict[str, str]:
+        """The "note" of the result on rows that are left out, by side; {} if there are none."""
         if not any(skipped.values()):
             return {}
         counts = " and ".join(f"{count} {side} rows" for side, count in skipped.items())
@@ -187,7 +201,7 @@ def _is_caption(name: str) -> bool:
     return name.partition("/")[0] == TEXT
 
 
-def _require(side: dict, some: np.ndarray, incomplete: str) -> None:
+def require_complete(side: dict, some: np.ndarray, incomplete: str) -> None:
     """Raises DataError for rows that a setting cannot do without: every one, or with "skip" at least one."""
     if some.all() or (incomplete == "skip" and some.any()):
         return

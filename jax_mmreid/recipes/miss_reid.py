@@ -8,6 +8,7 @@ from jax_mmreid.config import ConfigDict, base_config, check_choices, parse_eta
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.baselines import baselines
 from jax_mmreid.recipes.missing_settings import FULL, missing_evals
+from jax_mmreid.recipes.robustness import robustness
 from jax_mmreid.recipes.towers import TOWER_SHARDING, TOWERS
 
 # Rows of Table 1 of the paper: (bhipr, iosm, ldmmc).
@@ -73,6 +74,7 @@ MISS_REID_ARGS = dict(
     text_epoch=21,
     pairs=False,
     rerank=False,
+    robustness=False,
 )
 
 RERANK = dict(k1=50, k2=15, lam=0.3)  # as the public code of multi-modality ReID has it
@@ -89,6 +91,7 @@ class Evaluation:
     imputations: Sequence[str] = ("zero",)
     pairs: bool = False  # with them also pairs of similarity "common", and a mixed gallery
     rerank: bool = False  # the settings with k-reciprocal re-ranking too, in the group "reranked"
+    robustness: bool = False  # queries with damaged pictures too, in the groups of `recipes.robustness`
     baselines: bool = False  # the settings without learning too, in the groups of `recipes.baselines`
 
     def rows(self, modalities: Sequence[str], *, has_text: bool) -> dict[str, dict]:
@@ -104,6 +107,8 @@ class Evaluation:
             found |= _mixed_gallery(plain[FULL], others)
         if self.rerank:
             found |= missing_evals(modalities, **common, group="reranked", rerank=RERANK)
+        if self.robustness:
+            found |= robustness(plain[FULL], modalities)
         if self.baselines:
             found |= baselines(missing_evals(modalities, **common, pairs=self.pairs))
         return found
@@ -180,7 +185,15 @@ def _model(row: str, preset: str, tower: str) -> dict:
 
 
 def miss_reid_published(
-    table: Mapping, matrices: Mapping | None = None, *, row: str, eta: str, pairs: bool, rerank: bool, **others
+    table: Mapping,
+    matrices: Mapping | None = None,
+    *,
+    row: str,
+    eta: str,
+    pairs: bool,
+    rerank: bool,
+    robustness: bool,
+    **others,
 ) -> dict[str, dict[str, float]]:
     """`config.published` for arguments of the recipe; empty where nothing is printed.
 
