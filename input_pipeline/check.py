@@ -59,7 +59,7 @@ def check(
     try:
         if dataset == "synthetic" and not os.path.exists(os.path.join(data_dir, synthetic.ARGUMENTS)):
             raise DataError(f"synthetic: {data_dir!r} holds no drawn pictures yet; training draws them on first use")
-        modalities = tuple(modalities or _modalities(dataset, data_dir, options))
+        modalities = tuple(modalities or modalities_of(dataset, data_dir, options))
         given = dict(data_dir=data_dir, modalities=modalities)
         published = datasets.find(dataset, "counts", options, **given)()
         report["modalities"] = list(modalities)
@@ -80,7 +80,7 @@ def check(
     return report
 
 
-def _modalities(dataset: str, data_dir: str, options: dict) -> list[str]:
+def modalities_of(dataset: str, data_dir: str, options: dict) -> list[str]:
     """The modalities that the dataset accepts; all of them for a table that cannot be read."""
     found, refusal = [], None
     for name in MODALITIES:
