@@ -57,6 +57,7 @@ def test_a_folder_without_faults(tmp_path, capsys):
     assert found["cameras"]["train"]["2"]["rows"] == 12 and found["cameras"]["test"]["1"]["alone"] == 0
     text = capsys.readouterr().out
     assert "not judged without --workdir" in text and "\n## Cameras\n" in text and text.count("\n## ") == 1
+    assert "| train | all 3 | 36 |  | 0 |  |" in text
 
 
 def test_shifted_modalities_and_a_broken_picture(tmp_path):

@@ -83,12 +83,20 @@ def test_shifts_are_fractions_of_the_longer_side(size):
 def test_identities_of_one_camera():
     pid, camid = np.array([5, 5, 5, 3, 3, 9]), np.array([1, 1, 2, 2, 2, 4])
     assert cameras.single_camera(pid, camid).tolist() == [3, 9]
-    split = np.array(["train"] * 5 + ["test"])
+    split = np.array(["train"] * 5 + ["query"], "U7")
     looks = {"rgb": Look(np.ones(6, bool), None, None, np.zeros((6, 8, 8, 3), np.uint8), None)}
     found = cameras.cameras(Rows(split, pid, camid, {}), looks)
     assert {c: x[:3] for c, x in found["train"].items()} == {1: (2, 1, 0), 2: (3, 2, 1)}
-    assert found["test"] == {4: (1, 1, 1, {})}
-    assert cameras.cameras(Rows(split, pid, np.full(6, -1), {}), looks) == {"train": {}, "test": {}}
+    assert found["query"] == {4: (1, 1, 1, {})}
+    split[3:] = "query", "gallery", "gallery"  # identity 3 is in both, 9 in the gallery
+    camid[3:] = 2, 1, 1
+    found = cameras.cameras(Rows(split, pid, camid, {}), looks)
+    assert {name: {c: x.alone for c, x in each.items()} for name, each in found.items()} == {
+        "train": {1: 0, 2: 0},
+        "query": {2: 0},
+        "gallery": {1: 1},
+    }
+    assert cameras.cameras(Rows(split, pid, np.full(6, -1), {}), looks) == dict.fromkeys(split.tolist(), {})
 
 
 def test_cameras_are_recognised_by_means_without_the_picture_itself():
@@ -135,6 +143,7 @@ def test_suspects_are_those_of_loops(monkeypatch, wrong):
 
 def test_rows_without_another_camera_are_not_judged():
     x, pid = np.random.default_rng(0).normal(size=(6, 4)), np.array([1, 1, 1, 2, 2, 2])
-    assert labels.suspects(x, pid, np.zeros(6, int)) == ([], 0)
+    assert labels.suspects(x, pid, pid) == ([], 0)
+    assert labels.suspects(x, pid, np.full(6, 3)) == labels.suspects(x, pid, np.arange(6))  # no other camera at all
     assert labels.suspects(x, pid, np.full(6, -1)).judged == 6  # unknown cameras are all different
     assert labels.suspects(x, pid, np.array([0, 0, 1, 0, 0, 0])).judged == 3

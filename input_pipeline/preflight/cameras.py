@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.preflight.scan import Look, Rows
+from input_pipeline.preflight.scan import TRAIN, Look, Rows
 
 
 class Camera(NamedTuple):
-    """One camera in one split. Numbers of identities count those of this split."""
+    """What one camera shows in one split."""
 
     rows: int
     identities: int
-    alone: int  # identities that only this camera shows
+    alone: int  # of these, identities that no other camera of training shows, or of all test splits
     recognised: dict[str, float]  # {modality: share of its pictures that are nearest to its own mean picture}
 
 
@@ -23,7 +23,8 @@ def cameras(rows: Rows, looks: Mapping[str, Look]) -> dict[str, dict[int, Camera
     for split in dict.fromkeys(rows.split.tolist()):
         chosen = np.flatnonzero((rows.split == split) & (rows.camid >= 0))
         pid, camid = rows.pid[chosen], rows.camid[chosen]
-        single = single_camera(pid, camid)
+        side = ((rows.split == TRAIN) == (split == TRAIN)) & (rows.camid >= 0)
+        single = single_camera(rows.pid[side], rows.camid[side])
         shares = {m: recognised(look.tiny[chosen], camid, look.there[chosen]) for m, look in looks.items()}
         found[split] = {}
         for camera in np.unique(camid).tolist():

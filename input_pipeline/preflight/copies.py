@@ -13,14 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline.preflight.scan import File, Look, Rows, Scan, read, view
+from input_pipeline.preflight.scan import TRAIN, File, Look, Rows, Scan, read, view
 
 BITS = 48  # of 255 that may differ in a candidate
 SIDE = 48  # pixels in which gradients are compared
 COPY = 0.93  # correlation of gradients from which two pictures are copies
 CROPS = (0.0, 0.012, 0.024, 0.036)  # cut off each side of one of the two
 BLOCK = 1 << 17  # distances at once
-TRAIN = "train"
 LEAK, TWO_IDENTITIES, DUPLICATE = "leak", "two identities", "duplicate"
 
 

@@ -34,9 +34,11 @@ def suspects(vectors: np.ndarray, pid: np.ndarray, camid: np.ndarray, margin: fl
     """Rows of vectors [n,D] that are nearer to another identity than to their own [n] by at least `margin`.
 
     Vectors are compared less their mean, at unit length. `camid` [n] is negative where the camera is not known; such
-    rows are neighbours of all. Neighbours with the same cosine count once, as copies of one picture should.
+    rows are neighbours of all, and so are all rows if there is one camera only. Neighbours with the same cosine count
+    once, as copies of one picture should.
     """
     order = np.argsort(pid, kind="stable")
+    camid = camid if len(np.unique(camid)) > 1 else np.full(len(camid), -1)
     x, pid, camid = vectors[order].astype(np.float32), pid[order], camid[order]
     x = x - x.mean(axis=0)
     x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-9

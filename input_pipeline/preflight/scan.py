@@ -26,6 +26,7 @@ SIDE, FREQUENCIES = 32, 16
 CROP = 0.025  # cut off each side for the second hash, so that slightly cropped copies are found
 FLAT = 2.0  # grey levels of standard deviation below which a picture shows nothing that could be compared
 TINY = 8
+TRAIN = "train"  # the split whose rows are no test rows
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
 
 File = tuple[str, int | None]  # a path, and which picture of the file

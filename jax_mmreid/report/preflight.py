@@ -27,13 +27,13 @@ def page(found: Mapping, limit: int = 10) -> str:
     moved = [[x["row"], pair, *_shift(x)] for pair, each in found["alignment"].items() for x in each["rows"]]
     lines += _section("Modalities that are shifted in a row", ["row", "modalities", *SHIFT], moved, limit)
     moved = [
-        [f"camera {camera}", pair, *_shift(each["cameras"][str(camera)])]
+        ["rows without a camera" if camera < 0 else f"camera {camera}", pair, *_shift(each["cameras"][str(camera)])]
         for pair, each in found["alignment"].items()
         for camera in each["shifted"]
     ]
     lines += _section("Modalities that are shifted in all rows of a camera", ["", "modalities", *SHIFT], moved, limit)
     lines += _section("Pictures that cannot be read", [""], [[x] for x in found["unreadable"]], limit)
-    return "\n".join(lines + _cameras(found["cameras"])) + "\n"
+    return "\n".join(lines + _cameras(found["cameras"], limit)) + "\n"
 
 
 def _shift(x: Mapping) -> list[str]:
@@ -60,15 +60,15 @@ def _section(title: str, head: Sequence[str], cells: Sequence[Sequence[str]], li
     return [f"## {title}", "", *table(head, [*cells[:limit], *([rest] if len(cells) > limit else [])]), ""]
 
 
-def _cameras(splits: Mapping) -> list[str]:
-    """Which identities one camera alone shows, and how well pictures reveal their camera."""
+def _cameras(splits: Mapping, limit: int) -> list[str]:
+    """Which identities one camera alone shows, and how well pictures reveal their camera; the largest cameras first."""
     cells = []
     for split, each in splits.items():
-        for camera, x in each.items():
+        rows, alone = (str(sum(x[key] for x in each.values())) for key in ("rows", "alone"))
+        cells.append([split, f"all {len(each)}", rows, "", alone, ""])
+        for camera, x in sorted(each.items(), key=lambda item: -item[1]["rows"])[:limit]:
             shares = ", ".join(f"{m} {100 * share:.0f}" for m, share in x["recognised"].items())
             cells.append([split, camera, *(str(x[key]) for key in ("rows", "identities", "alone")), shares])
-    if not cells:
-        return []
     note = "An identity of one camera has no match across cameras, and its camera gives it away. The last column is "
     note += "how many pictures, in %, are nearer to the mean picture of their own camera than to that of any other."
     head = ["split", "camera", "rows", "identities", "of this camera alone", "camera recognised by its mean picture"]

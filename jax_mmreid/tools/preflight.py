@@ -23,8 +23,8 @@ from input_pipeline.datasets import synthetic
 from input_pipeline.preflight import alignment, labels
 from input_pipeline.preflight.alignment import Shifts
 from input_pipeline.preflight.cameras import cameras
-from input_pipeline.preflight.copies import DUPLICATE, LEAK, TRAIN, TWO_IDENTITIES, Copy, copies
-from input_pipeline.preflight.scan import Look, Rows, rows_of, scan
+from input_pipeline.preflight.copies import DUPLICATE, LEAK, TWO_IDENTITIES, Copy, copies
+from input_pipeline.preflight.scan import TRAIN, Look, Rows, rows_of, scan
 from input_pipeline.records import Records
 from jax_mmreid import run
 from jax_mmreid.errors import ConfigError, DataError, report_error
