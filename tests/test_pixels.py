@@ -79,6 +79,7 @@ def test_ranks_are_those_of_the_mean_cosine_of_what_both_have(data, feature, que
     assert found["kind"] == "pixels" and 0 < found["mAP"] < 1
 
 
+@pytest.mark.slow
 def test_eight_devices_measure_what_one_does(data):
     rows = baselines(missing_evals(ALL, "test", "same_camera", incomplete="skip"))
     assert measure(rows, data, devices=8) == measure(rows, data)

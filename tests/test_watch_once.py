@@ -114,7 +114,8 @@ def test_the_best_that_was_seen_is_kept_over_restarts(run, monkeypatch):
     """Of equals the later, as the trainer has it."""
     run.init_workdir()
     scores, best = iter((0.5, 0.25, 0.75, 0.75, 0.5)), []
-    monkeypatch.setattr(evaluate.runner, "run", lambda *_, **__: {"full": {"mAP": next(scores)}, "no_t": {"mAP": 1.0}})
+    row = lambda score: {"kind": "retrieval", "mAP": score}  # noqa: E731
+    monkeypatch.setattr(evaluate.runner, "run", lambda *_, **__: {"full": row(next(scores)), "no_t": row(1.0)})
     monkeypatch.setattr(evaluate.tables, "markdown", lambda results: f"{results['step']} {results['which']}")
     for step in (3, 6, 9, 12, 15):
         run.save(step)
