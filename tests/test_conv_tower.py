@@ -60,24 +60,25 @@ def test_the_light_of_a_picture_does_not_change_its_colours():
 
 def test_the_feature_is_cells_side_by_side_then_the_whole_and_rows_are_independent():
     tower = create(FIELDS, (32, 16), dim=24, dtype="float32")
-    (tokens, features), variables = tower.init_with_output(jax.random.key(0), COLOUR)
+    (tokens, features), variables = jax.jit(tower.init_with_output)(jax.random.key(0), COLOUR)
     assert tokens.shape == (3, 9, 16) and features.shape == (3, 1, 24) and set(variables) == {"params"}
     np.testing.assert_allclose(tokens[:, 0], tokens[:, 1:].mean(axis=1), atol=1e-6)
     cells, whole = (variables["params"][name]["kernel"] for name in ("cells", "whole"))
     np.testing.assert_allclose(features[:, 0, :16], (tokens[:, 1:] @ cells).reshape(3, -1), atol=1e-5)
     np.testing.assert_allclose(features[:, 0, 16:], tokens[:, 1:].reshape(3, -1) @ whole, atol=1e-5)
+    alone = jax.jit(tower.apply)
     for i in range(3):
-        np.testing.assert_allclose(tower.apply(variables, COLOUR[i : i + 1])[1], features[i : i + 1], atol=1e-5)
+        np.testing.assert_allclose(alone(variables, COLOUR[i : i + 1])[1], features[i : i + 1], atol=1e-5)
 
 
 def test_the_gradient_at_an_even_picture_is_finite():
     tower = ConvTower(24, width=8, group=4, cell=2)
-    variables = tower.init(jax.random.key(0), COLOUR)
+    variables = jax.jit(tower.init)(jax.random.key(0), COLOUR)
 
     def loss(params):
         return jnp.square(tower.apply({"params": params}, jnp.zeros_like(COLOUR))[1]).sum()
 
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.grad(loss)(variables["params"])))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.jit(jax.grad(loss))(variables["params"])))
 
 
 @pytest.mark.parametrize(

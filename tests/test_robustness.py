@@ -115,6 +115,7 @@ def test_severity_0_changes_no_digit(whole, monkeypatch, kind):
     assert found["severity0"] == found["clean"] != found["severity5"]
 
 
+@pytest.mark.slow
 def test_eight_devices_measure_what_one_does_and_other_rows_what_they_do_alone(gaps):
     rows = {"a": row("dead_pixels", "rgb"), "b": row("frozen", "tir"), "full": plain(), "no_t": plain(ALL[:2], ALL[:2])}
     found = measure(rows, gaps)

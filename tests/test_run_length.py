@@ -53,7 +53,7 @@ def test_two_lengths_are_refused(tmp_path):
 
 
 def test_a_run_of_some_seconds_resumes_and_is_evaluated_by_the_same_config(drawn, tmp_path):
-    config = tiny_config(drawn, **{"length.seconds": 0.1, "epochs": 9})
+    config = tiny_config(drawn, row="A", **{"length.seconds": 0.1, "epochs": 9, "model.image.layers": 1})
     results = run.train_and_evaluate(config, tmp_path / "a")
     assert json.loads((tmp_path / "a" / "config.json").read_text())["epochs"] == 1
     assert results["step"] == results["steps"] == 9  # an epoch

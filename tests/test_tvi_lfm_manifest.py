@@ -93,6 +93,7 @@ def renamed(tree):
     return {key.replace("ir", "nir") if key in ("ir", "text/ir") else key: renamed(x) for key, x in tree.items()}
 
 
+@pytest.mark.slow
 def test_another_name_of_the_infrared_modality_changes_no_number_and_no_parameter(drawn_sysu):
     """Equality: of losses, gradients and vectors, with the same weights."""
     config = tiny_tvi_config(drawn_sysu)

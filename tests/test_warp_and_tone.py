@@ -78,11 +78,12 @@ def test_tones_happen_as_often_and_as_much_as_asked():
 def test_augment_warps_then_tones_then_normalises():
     image = (255 * IMAGE).astype(np.uint8)[None]
     settings = dict(flip=0.0, pad=0, erase=0.0, warp=RANGES, tone=dict(gamma=0.5, blur=1.0))
-    got = augment.augment({"rgb": image}, jax.random.key(3), **settings)["rgb"][0]
+    plain = settings | dict(warp=None, tone=None)
+    compiled = jax.jit(lambda x, key: [augment.augment({"rgb": x}, key, **s)["rgb"][0] for s in (settings, plain)])
+    got, others = compiled(image, jax.random.key(3))
     keys = {op: augment._stream(jax.random.key(3), 0, "rgb", op) for op in augment.OPS}
     params = augment.draw(keys, (H, W), **settings)
     warped = warping.apply(image[0], params.warp)
     expected = (np.asarray(toning.apply(warped / 255, params.tone)) - 0.5) / 0.5
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    others = augment.augment({"rgb": image}, jax.random.key(3), **settings | dict(warp=None, tone=None))["rgb"][0]
     assert np.abs(np.asarray(got) - np.asarray(others)).max() > 0.1
