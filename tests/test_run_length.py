@@ -52,6 +52,7 @@ def test_two_lengths_are_refused(tmp_path):
         run_length.choose(tiny_config("data", **{"length.steps": 5, "length.seconds": 9.0}), tmp_path, data(10))
 
 
+@pytest.mark.slow
 def test_a_run_of_some_seconds_resumes_and_is_evaluated_by_the_same_config(drawn, tmp_path):
     config = tiny_config(drawn, row="A", **{"length.seconds": 0.1, "epochs": 9, "model.image.layers": 1})
     results = run.train_and_evaluate(config, tmp_path / "a")

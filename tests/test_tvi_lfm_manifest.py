@@ -128,6 +128,7 @@ def test_another_name_of_the_infrared_modality_changes_no_number_and_no_paramete
         other.embed(variables, again, ("ir",))
 
 
+@pytest.mark.slow
 def test_captions_of_other_modalities_are_not_read(table):
     """Captions of thermal images stand in the table too."""
     lines = (table / "manifest.csv").read_text().splitlines()
