@@ -10,14 +10,15 @@ whole map.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.models.resnet import conv
+from jax_mmreid.ops import descriptors, toning
 
 CELL = 4  # pixels of a side of the stem's cells
 STRIDE = 2 * CELL  # of the last map
@@ -63,7 +64,7 @@ def gradient_stem(images: Array, orientations: int) -> Array:
     picture's contrast; they are 0 for grey pictures.
     """
     images = images.astype(jnp.float32)
-    grey = images @ jnp.array([0.299, 0.587, 0.114])
+    grey = images @ descriptors.LUMA
     padded = jnp.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
     dy = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
     dx = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
@@ -76,7 +77,7 @@ def gradient_stem(images: Array, orientations: int) -> Array:
     cells = _cells(near**4 * length[..., None])
     strength = jnp.linalg.norm(cells, axis=-1, keepdims=True)
     overall = strength.mean((1, 2), keepdims=True)
-    directions = cells / (_smooth(strength) + 0.1 * overall + 1e-4)
+    directions = cells / (toning.blurred(strength) + 0.1 * overall + 1e-4)
     red, green, blue = (images[..., c] for c in range(3))
     colour = _cells(jnp.stack([red - green, (red + green) / 2 - blue], axis=-1))
     colour -= colour.mean((1, 2), keepdims=True)
@@ -91,6 +92,8 @@ class ConvTower(nn.Module):
     `width` channels and twice as many, C, which groups of `group` channels normalise. The second layer halves the map.
     The feature has `cell` numbers of each cell, and dim - N*cell of the whole map.
     """
+
+    project_all: ClassVar[bool] = False  # tokens are never projected
 
     dim: int
     orientations: int = 8
@@ -132,13 +135,3 @@ def _cells(x: Array) -> Array:
     """Means over cells of 4x4 pixels: [B,H,W,C] -> [B,H/4,W/4,C]."""
     B, H, W, C = x.shape
     return x.reshape(B, H // CELL, CELL, W // CELL, CELL, C).mean((2, 4))
-
-
-def _smooth(x: Array) -> Array:
-    """Weights 1, 2, 1 along both sides of maps [B,h,w,C]."""
-    for axis in (1, 2):
-        n = x.shape[axis]
-        padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)], mode="edge")
-        first, middle, last = (jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(3))
-        x = (first + 2 * middle + last) / 4
-    return x

@@ -77,7 +77,7 @@ class SharedTower:
         return projected[:, 0]
 
     def _tokens(self, tokens: Array, projected: Array) -> Array:
-        return projected if getattr(self.image, "project_all", False) else tokens
+        return projected if self.image.project_all else tokens
 
     def _camera(self, camid: Array) -> Array | None:
         """Camera numbers [B] as one-hot rows [B,C]; the row of a camera that was not in training is zero."""

@@ -68,9 +68,9 @@ def apply(image: jax.Array, tone: Tone) -> jax.Array:
 
 def blurred(x: jax.Array) -> jax.Array:
     """Binomial weights 1, 2, 1 along both sides."""
-    for axis in (0, 1):
+    for axis in (-3, -2):
         n = x.shape[axis]
-        padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
+        padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(-x.ndim, 0)], mode="edge")
         first, middle, last = (jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(3))
         x = (first + 2 * middle + last) / 4
     return x
