@@ -27,10 +27,8 @@ from jax_mmreid.sharding import make_mesh
 
 QUERIES, GALLERY = 512, 4096  # the longest sides of a block
 COARSE = 2**26  # the most coarse scores that are kept at once
-CANDIDATES, MORE = (
-    4,
-    16,
-)  # groups per match that are compared exactly, and how many times more where that proves nothing
+CANDIDATES = 4  # groups of rows that are compared exactly, for each match
+MORE = 16  # how many times more groups are taken where these prove nothing
 
 
 class Matches(NamedTuple):
@@ -106,8 +104,6 @@ class Index:
         if query.packing != self.packing:
             raise ConfigError(f"queries have {query.packing}, the gallery {self.packing}; use one model for both")
         mask = self.all if where is None else self._mask(where)
-        for start, block in self._blocks(query):
-            self._refuse("query", block[None], len(query.parts) - start, first=start)
         rows, scores = (
             np.full((len(query.parts), k), -1, np.int64),
             np.full((len(query.parts), k), NO_SCORE, np.float32),
@@ -126,7 +122,8 @@ class Index:
         groups = max(scan.whole_chunks(min(groups, self.groups)), scan.whole_chunks(-(-most // scan.GROUP)))
         static = dict(mesh=self.mesh, packing=self.packing, complete=complete, k=most, groups=groups, dtype=self.dtype)
         found = []
-        for _, block in self._blocks(query):
+        for start, block in self._blocks(query):
+            self._refuse("query", block[None], len(query.parts) - start, first=start)
             best = scan.best(block, self.tiles, mask, **static)
             own = scan.rounding(block, packing=self.packing, dtype=self.dtype)
             found.append((best.rows, best.scores, best.left_out, scan.error(own, self.rounding, self.packing)))
