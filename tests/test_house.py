@@ -21,7 +21,8 @@ RANKS = (
     "weights recipes methods",
     "optim sharding checkpoint writer",
     "experiment",
-    "evaluators cost report search captioning export",
+    "evaluators cost search captioning export",
+    "report",
     "train evaluate inference",
     "watch run_length",
     "run",
@@ -92,6 +93,14 @@ def test_torch_stays_inside_the_functions_of_few_files(path):
     for node in ast.parse(path.read_text()).body:
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
         assert not any(name and name.split(".")[0] == "torch" for name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_packages_of_extras_are_imported_inside_functions(path):
+    """Of those that only some commands need, so that all others run without them."""
+    for node in ast.parse(path.read_text()).body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
+        assert not {name.split(".")[0] for name in names if name} & {"matplotlib", "sklearn"}
 
 
 def test_no_module_loads_nnx():

@@ -1,0 +1,29 @@
+"""What the sections of a report look at: a model with data, and the rows of an evaluation on them."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from jax_mmreid.batch import Data
+from jax_mmreid.evaluators.encoder import Encoder
+from jax_mmreid.evaluators.programs import Level
+from jax_mmreid.methods import Method
+
+
+class Subject(NamedTuple):
+    """A model, data that fit it, whether or not it was trained on them, and retrieval rows that these data allow.
+
+    `rows` are the rows of kind "retrieval" that are measured themselves, neither means nor pairs of others, by name.
+    The encoder has their `uses`. All that a section draws at random follows from `seed`.
+    """
+
+    method: Method
+    variables: dict
+    data: Data
+    mesh: Mesh
+    mean: Level  # of pixels, with which the model was trained
+    std: Level
+    rows: Mapping[str, dict]
+    encoder: Encoder
+    seed: int = 0
