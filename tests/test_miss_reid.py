@@ -12,6 +12,7 @@ from miss_reid_batch import float_batch, loss_of
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.models.clip import ImageTower
 from jax_mmreid.models.shared_tower import SharedTower
+from jax_mmreid.models.structure import kept_in_training
 from jax_mmreid.ops import masked
 from jax_mmreid.state import merge, streams
 
@@ -142,16 +143,15 @@ def test_the_imputation_alone_is_the_imputed_part_of_the_vector(row_f):
     np.testing.assert_allclose(some[:, 1], nir, atol=1e-6)
 
 
-def test_structure_dropout_keeps_a_present_picture_of_every_row(row_f):
-    method = changed(row_f[0], structure_drop=0.5)
+def test_structure_dropout_keeps_a_present_picture_of_every_row():
     present = jnp.asarray(np.random.default_rng(0).random((4000, 3)) < 0.7)
-    shown = np.asarray(method._shown(present, {"structure": jax.random.PRNGKey(0)}))
+    shown = np.asarray(kept_in_training(present, jax.random.PRNGKey(0), 0.5))
     assert not (shown & ~present).any()
     np.testing.assert_array_equal(shown.any(axis=1), present.any(axis=1))
     three = np.asarray(present.all(axis=1))
     counts = np.bincount(shown[three].sum(axis=1), minlength=4) / three.sum()
     np.testing.assert_allclose(counts, [0, 3 / 8, 3 / 8, 1 / 4], atol=0.03)  # all three in place of none
-    assert row_f[0]._shown(present, {}) is present
+    assert kept_in_training(present, None, 0.0) is present
 
 
 def test_a_mask_at_test_equals_a_modality_out_of_use(row_f):

@@ -92,6 +92,21 @@ class Method(abc.ABC):
         """Unit vectors [B,D] of what each row has of `use`, where rows may differ in that: by default `embed`."""
         return self.embed(variables, features, use)
 
+    def terms(self, variables: dict, features: Features, use: tuple[str, ...]) -> dict[str, Array]:
+        """What the vectors of `embed` are made of: {name: [B,D]}, which add up to them, so that shares of a score do.
+
+        By default one term, the whole, called as `use`. Takes and raises what `embed` does.
+        """
+        return {"+".join(use): self.embed(variables, features, use)}
+
+    def attention(self, variables: dict, batch: Batch) -> Array | None:
+        """Where in each picture the method looks, float32 [B,M,queries,heads,h,w]; None, the default, if it does not.
+
+        The M modalities are those of the attribute `modalities`. Sums over h and w are 1 for every query and head;
+        what is said of an absent picture means nothing.
+        """
+        return None
+
     def begin(self, state: TrainState, batches: Iterable[Batch]) -> TrainState:
         """The state to start training from, made in one pass over unaugmented training batches if it needs one.
 

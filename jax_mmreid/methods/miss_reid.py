@@ -30,14 +30,12 @@ from jax_mmreid.losses.branch import branch
 from jax_mmreid.losses.prototypes import ORDERS, MemoryFields, Prototypes
 from jax_mmreid.methods import LossOut, Method, PublishedPart
 from jax_mmreid.models import conv_tower, shared_tower, towers
+from jax_mmreid.models.blocks import FILLS, IMPUTATIONS, join, split, without_text
 from jax_mmreid.models.heads import Head, init_heads
 from jax_mmreid.models.language import TEMPLATES, InversionFields, Language, create_language
-from jax_mmreid.models.structure import StructureFields, StructureQueries
+from jax_mmreid.models.structure import StructureFields, StructureQueries, kept_in_training
 from jax_mmreid.ops import masked, memory
 from jax_mmreid.state import TrainState
-
-IMPUTATIONS = ("text", "zero", "alone")
-FILLS = ("zero_feature", "mean_feature", "encode_zero_image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +145,8 @@ class MissReID(Method):
         terms, stats, accuracy = self._branch(params, state.batch_stats, "", self._heads, *rows, labels)
         text = None
         if self.structure:
-            s = masked.mean(self._structure(params, patches), self._shown(present, rngs)[..., None], axis=1)  # Eq. 7
+            kept = kept_in_training(present, rngs.get("structure"), config.structure_drop)
+            s = masked.mean(self._attend(params, patches)[0], kept[..., None], axis=1)  # Eq. 7
             new, stats, _ = self._branch(params, stats, "structure_", ("structure",), s[:, None], some[:, None], label)
             terms |= new
             if self.language and self.text_terms:
@@ -176,13 +175,6 @@ class MissReID(Method):
         terms = {f"{prefix}triplet": found.triplet, f"{prefix}identity": found.identity}
         return terms, {"heads": found.stats}, found.accuracy
 
-    def _shown(self, present: Array, rngs: dict[str, Array]) -> Array:
-        """Which pictures s is read from in training, [B,M]: of each row at least one that is present."""
-        if not self.config.structure_drop:
-            return present
-        kept = present & jax.random.bernoulli(rngs["structure"], 1 - self.config.structure_drop, present.shape)
-        return jnp.where(kept.any(axis=1, keepdims=True), kept, present)
-
     def encode(self, variables: dict, batch: Batch) -> dict[str, Array]:
         """present [B,M], feats [B,M,D], and for imputation structure [B,M,S] or blank [B,D]."""
         if not set(self.modalities) & set(batch["images"]):
@@ -197,14 +189,14 @@ class MissReID(Method):
             feats -= jnp.stack([heads[name]["neck"]["mean"] for name in self._heads])
         features = {"present": present, "feats": feats}
         if self._imputes:
-            features["structure"] = self._structure(params, patches)
+            features["structure"] = self._attend(params, patches)[0]
         elif self.config.missing_fill == "encode_zero_image":
             features["blank"] = self.tower.blank_feats(params["image"], batch)
         return features
 
     def imputer(self, use: tuple[str, ...]) -> "MissReID | None":
         """Itself with the imputation "text" where f~ of missing modalities is all that `embed` needs."""
-        self._check_use(use)
+        self._used(use)
         if not self._imputes:
             return None
         # With every modality in use, "alone" needs f~ of samples that lack nothing too.
@@ -222,29 +214,34 @@ class MissReID(Method):
         With the imputation "alone" f~ of the others and zeros for f; for a sample that lacks nothing, f~ of all. Raises
         ConfigError for a `use` with anything but the method's modalities, captions included.
         """
-        self._check_use(use)
-        used = jnp.array([m in use for m in self.modalities])
+        used = self._used(use)
         parts, available = features["feats"], features["present"] & used
         filled = self._filled(available)
-        fill = jnp.zeros_like(parts)
         if self._imputes:
             fill = (features if "text" in features else self.impute(variables, features, used))["text"]
-            if self.imputation == "alone":
-                parts = jnp.zeros_like(parts)
-        elif self.config.missing_fill == "mean_feature":
-            fill = masked.mean(parts, available[..., None], axis=1)[:, None]
-        elif self.config.missing_fill == "encode_zero_image":
-            fill = features["blank"][:, None]
-        parts = jnp.where(filled[..., None], fill, parts)
-        if self.config.part_norm:
-            parts = masked.unit(parts)
-        return masked.unit(parts.reshape(len(parts), -1))
+            parts = jnp.zeros_like(parts) if self.imputation == "alone" else parts
+        else:
+            fill = without_text(self.config.missing_fill, parts, available, features.get("blank"))
+        return join(jnp.where(filled[..., None], fill, parts), normalise=self.config.part_norm)
+
+    def terms(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> dict[str, Array]:
+        """The block of every modality, "rgb" where it is f of a picture and "imputed rgb" where it is not."""
+        imputed = self._filled(features["present"] & self._used(use))
+        return split(self.embed(variables, features, use), self.modalities, imputed)
 
     def parts(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> tuple[Array, Array]:
         """f of every modality, and which are used and present; nothing is imputed."""
-        self._check_use(use)
         feats = masked.unit(features["feats"]) if self.config.part_norm else features["feats"]
-        return feats, features["present"] & jnp.array([m in use for m in self.modalities])
+        return feats, features["present"] & self._used(use)
+
+    def attention(self, variables: dict, batch: Batch) -> Array | None:
+        """Where each structure query looks (Eq. 6), by cells of the grid of patch tokens; None without `iosm`."""
+        if not self.structure:
+            return None
+        params, patch = variables["params"], self.tower.image.patch
+        H, W, _ = next(iter(batch["images"].values())).shape[1:]
+        found = self._attend(params, self.tower.forward_all(params["image"], batch).patches)[1]
+        return found.reshape(*found.shape[:-1], H // patch, W // patch)
 
     def published_parts(self, image_size: tuple[int, int]) -> dict[str, PublishedPart]:
         """Table 1: every modality through every part that works at test, sentences of CLIP's whole context.
@@ -286,17 +283,19 @@ class MissReID(Method):
             available &= ~available.all(axis=1, keepdims=True)
         return ~available
 
-    def _structure(self, params: Any, patches: Array) -> Array:
-        """One structure vector per picture: patches [B,M,N,S] -> [B,M,S]."""
-        s, _ = self.structure.apply({"params": params["structure"]}, patches.reshape(-1, *patches.shape[2:]))
-        return s.reshape(*patches.shape[:2], -1)
+    def _attend(self, params: Any, patches: Array) -> tuple[Array, Array]:
+        """Of patches [B,M,N,S] the structure vectors [B,M,S] and the attention [B,M,queries,heads,N]."""
+        found = self.structure.apply({"params": params["structure"]}, patches.reshape(-1, *patches.shape[2:]))
+        return tuple(x.reshape(*patches.shape[:2], *x.shape[1:]) for x in found)
 
-    def _check_use(self, use: tuple[str, ...]) -> None:
+    def _used(self, use: tuple[str, ...]) -> Array:
+        """Which modalities are in `use`, [M] bool; raises ConfigError for one that is none of these, and for none."""
         if not use or not set(use) <= set(self.modalities):
             raise ConfigError(
                 f"miss_reid has no vector of {'+'.join(use)!r}: `use` must name some of "
                 f"{', '.join(self.modalities)}; the method reads no captions"
             )
+        return jnp.array([m in use for m in self.modalities])
 
 
 def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> MissReID:

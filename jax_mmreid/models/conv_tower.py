@@ -94,6 +94,7 @@ class ConvTower(nn.Module):
     """
 
     project_all: ClassVar[bool] = False  # tokens are never projected
+    patch: ClassVar[int] = STRIDE  # pixels of a side of the cell of a token, as in `clip.ImageTower`
 
     dim: int
     orientations: int = 8

@@ -51,3 +51,14 @@ class StructureQueries(nn.Module):
         if self.out_proj:
             x = nn.Dense(self.width, name="out_projection")(x)
         return x, attention.transpose(0, 2, 1, 3)
+
+
+def kept_in_training(present: Array, rng: Array | None, drop: float) -> Array:
+    """Which pictures a structure vector is read from in training, [B,M]: of each row at least one that is present.
+
+    The others, a share `drop` of those present [B,M], are drawn with `rng`, which is not used without any.
+    """
+    if not drop:
+        return present
+    kept = present & jax.random.bernoulli(rng, 1 - drop, present.shape)
+    return jnp.where(kept.any(axis=1, keepdims=True), kept, present)
