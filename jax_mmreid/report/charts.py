@@ -15,6 +15,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6
 RIGHT, WRONG, MISSING = "#009E73", "#D55E00", "#9E9E9E"  # of a match, of a false one, of a picture that is not there
 HEAT = "viridis"  # the colour map of values from low to high
 SIGNED = "RdBu_r"  # the colour map of values around zero
+DASHES = ("-", "--", ":", "-.")  # of lines, when the colours are used up
 
 
 def draw(paint: Callable[["Figure"], None], *, width: float = 8.0, height: float = 4.5) -> bytes:
@@ -47,3 +48,9 @@ def draw(paint: Callable[["Figure"], None], *, width: float = 8.0, height: float
         paint(figure)
         canvas.print_png(out, metadata={"Software": None})
     return out.getvalue()
+
+
+def line(number: int) -> dict[str, str]:
+    """How the line of this number is drawn, as keyword arguments of `Axes.plot`; 32 lines differ."""
+    dashes = DASHES[number // len(COLOURS) % len(DASHES)]
+    return dict(color=COLOURS[number % len(COLOURS)], linestyle=dashes)

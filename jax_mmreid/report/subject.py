@@ -14,7 +14,8 @@ from jax_mmreid.methods import Method
 class Subject(NamedTuple):
     """A model, data that fit it, whether or not it was trained on them, and retrieval rows that these data allow.
 
-    `rows` are the rows of kind "retrieval" that are measured themselves, neither means nor pairs of others, by name.
+    `rows` are the rows of kind "retrieval" that are measured themselves, neither means nor pairs of others nor
+    re-ranked, by name.
     The encoder has their `uses`. All that a section draws at random follows from `seed`.
     """
 
