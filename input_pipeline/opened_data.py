@@ -69,6 +69,21 @@ class OpenedData:
         records = self._find(name).split.records
         return {"pid": records.pid, "camid": records.camid, "view": records.view}
 
+    def pictures(self, name: str, rows: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The pictures of rows [n] of a split, {modality: [n,H,W,3] uint8}, and which exist, {modality: [n] bool}.
+
+        They are those of `split`, zeros where there is none. Raises DataError for a picture that cannot be read.
+        """
+        reader = self._find(name)
+        batch = reader.batch(rows, reader.evaluation)
+        return batch["images"], batch["present"]
+
+    def sentences(self, name: str, rows: np.ndarray) -> dict[str, list[str]]:
+        """The captions of rows [n] of a split, {modality that they describe: n strings}; {} if none are read."""
+        split = self._find(name).split
+        described = () if split.captions is None else split.captions.captions
+        return {m: split.records.captions[m][rows].tolist() for m in described}
+
     def tokenize(self, sentences: Sequence[str]) -> np.ndarray:
         """Token ids [n,L] int32, L = `text.context`; raises ConfigError without a tokenizer."""
         if self._tokenizer is None:

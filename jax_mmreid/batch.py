@@ -122,6 +122,15 @@ class Data(Protocol):
     def columns(self, name: str) -> dict[str, np.ndarray]:
         """pid, camid and view of the rows of a split as the dataset numbers them, each [N] int32."""
 
+    def pictures(self, name: str, rows: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The pictures of rows [n] of a split, {modality: [n,H,W,3] uint8}, and which exist, {modality: [n] bool}.
+
+        They are those of `split`, zeros where there is none.
+        """
+
+    def sentences(self, name: str, rows: np.ndarray) -> dict[str, list[str]]:
+        """The captions of rows [n] of a split, {modality that they describe: n strings, "" for none}; {} without."""
+
     def tokenize(self, sentences: Sequence[str]) -> np.ndarray:
         """Ids [n,L] int32 of sentences as captions get them; raises ConfigError without a tokenizer (vocab 0)."""
 
