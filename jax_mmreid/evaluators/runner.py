@@ -95,17 +95,27 @@ def check_best(best: str, rows: Rows) -> None:
 
 
 def run(
-    rows: Rows, method: Method, variables: dict, data: Data, mesh: Mesh, *, mean: Level, std: Level
+    rows: Rows,
+    method: Method,
+    variables: dict,
+    data: Data,
+    mesh: Mesh,
+    *,
+    mean: Level,
+    std: Level,
+    encoder: Encoder | None = None,
 ) -> dict[str, Result]:
     """Results by name, in the order of the rows, each with its "kind" and where it has them "group", "setting", "pair".
 
-    `variables` are those of the method, `mean` and `std` normalise pixels. Raises ConfigError for a row that the method
-    cannot do, DataError for data that it cannot be measured on.
+    `variables` are those of the method, `mean` and `std` normalise pixels. An `encoder` of all this that has the uses
+    of the rows spares what it has encoded already. Raises ConfigError for a row that the method cannot do, DataError
+    for data that it cannot be measured on.
     """
     rows = _expand(rows)
     measured = {name: _evaluator(row) for name, row in rows.items() if not {*DERIVED, "same_as"} & row.keys()}
     learned = {name: evaluator for name, evaluator in measured.items() if evaluator.LEARNED}
-    found = _run(learned, Encoder(method, variables, data, mesh, mean=mean, std=std, uses=_uses(learned)))
+    encoder = encoder or Encoder(method, variables, data, mesh, mean=mean, std=std, uses=_uses(learned))
+    found = _run(learned, encoder)
     methods = {name: evaluator.method(data) for name, evaluator in measured.items() if not evaluator.LEARNED}
     for own in dict.fromkeys(methods.values()):
         chosen = {name: measured[name] for name in methods if methods[name] == own}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jax_mmreid.errors import ConfigError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 110
@@ -48,6 +49,15 @@ def draw(paint: Callable[["Figure"], None], *, width: float = 8.0, height: float
         paint(figure)
         canvas.print_png(out, metadata={"Software": None})
     return out.getvalue()
+
+
+def log_scale(axes: "Axes") -> None:
+    """Makes the y axis logarithmic, with plain numbers: matplotlib's own are formulas, which the style turns off."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter())
 
 
 def line(number: int) -> dict[str, str]:

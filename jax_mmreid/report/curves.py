@@ -44,10 +44,10 @@ def section(logs: Sequence[Log]) -> Section | None:
     first, pictures = logs[0], [_losses(logs[0]), _progress(logs[0])]
     measured = _evaluations(first)
     if measured:
-        text = "mAP of the evaluations during training. "
+        text = "mAP in percent of the evaluations during training. "
         text += f"The first {EVALUATIONS} rows of {len(measured)}." if len(measured) > EVALUATIONS else ""
         rows = {name: name.removesuffix(MAP) for name in measured[:EVALUATIONS]}
-        png = charts.draw(lambda figure: _lines(figure.subplots(), first, rows, "mAP"))
+        png = charts.draw(lambda figure: _lines(figure.subplots(), first, rows, "mAP", 100))
         pictures.append(Picture("curves_evaluations", png, text.strip()))
     if len(logs) > 1:
         text = "Loss and accuracy of all runs. Losses of different methods sum other terms, so they are not comparable."
@@ -65,8 +65,7 @@ def _losses(log: Log) -> Picture:
         _lines(right, log, {name: name for name in terms}, "loss terms, not weighted")
         values = [line[name] for line in log.lines for name in terms if name in line]
         if values and min(values) > 0:
-            right.set_yscale("log")
-            right.yaxis.set_major_formatter("{x:g}")
+            charts.log_scale(right)
 
     text = "Left the loss that is minimised, the weighted sum of the terms on the right; of single batches. A phase "
     text += "that adds a term raises the sum."
@@ -101,11 +100,13 @@ def _evaluations(log: Log) -> list[str]:
     return [name for name, count in counts.items() if count > 1]
 
 
-def _lines(axes: "Axes", log: Log, names: Mapping[str, str], title: str) -> None:
-    """The metrics of `names`, with what each is called."""
+def _lines(axes: "Axes", log: Log, names: Mapping[str, str], title: str, scale: float = 1) -> None:
+    """The metrics of `names`, with what each is called, times `scale`."""
     for number, (name, shown) in enumerate(names.items()):
         marker = "o" if name.endswith(MAP) else ""
-        axes.plot(*_points(log.lines, name), **charts.line(number), marker=marker, markersize=4, label=shown)
+        steps, values = _points(log.lines, name)
+        values = [scale * x for x in values]
+        axes.plot(steps, values, **charts.line(number), marker=marker, markersize=4, label=shown)
     for step in log.phases:
         axes.axvline(step, color=charts.MISSING, linewidth=0.8, zorder=0)
     _finish(axes, title, legend=len(names) > 1)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROBUSTNESS = "robustness"  # the kind of rows with damaged pictures
-COLUMNS = 3  # panels beside each other
+COLUMNS = 2  # panels beside each other
 
 
 def section(results: Mapping) -> Section:
@@ -99,7 +99,7 @@ def _severities(axes: "Axes", group: str, rows: Mapping[str, Mapping]) -> None:
         axes.plot(range(len(keys)), [100 * row[key] for key in keys], label=name, **style)
         if is_mean != swap:
             axes.axhline(100 * row["missing"], color=style["color"], linestyle="--", linewidth=1)
-    axes.set(title=group, xlabel="severity", ylabel="mAP (%)")
+    axes.set(title=group, xlabel="severity", ylabel="mAP (%)", ylim=(0, 100))
     axes.tick_params(labelleft=True)
     axes.grid(True)
     axes.legend(fontsize="x-small", ncols=2)

@@ -1,5 +1,6 @@
 """What the sections of a report look at: a model with data, and the rows of an evaluation on them."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from jax_mmreid.batch import Data
 from jax_mmreid.evaluators.encoder import Encoder
 from jax_mmreid.evaluators.programs import Level
 from jax_mmreid.methods import Method
+from jax_mmreid.models.shared_tower import SharedTower
 
 
 class Subject(NamedTuple):
@@ -28,3 +30,14 @@ class Subject(NamedTuple):
     rows: Mapping[str, dict]
     encoder: Encoder
     seed: int = 0
+
+
+def without_cameras(method: Method) -> Method:
+    """The method without an embedding of the cameras that it was trained with; variables stay as they are.
+
+    For data of other cameras, whose numbers may be those of training and mean nothing to the model.
+    """
+    tower = getattr(method, "tower", None)
+    if not isinstance(tower, SharedTower):
+        return method
+    return dataclasses.replace(method, tower=dataclasses.replace(tower, cameras=()))
