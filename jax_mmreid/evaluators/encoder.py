@@ -28,6 +28,7 @@ from jax_mmreid.evaluators.programs import (
     impute,
     packing_of,
     rows_at_once,
+    terms,
 )
 from jax_mmreid.methods import Features, Method
 from jax_mmreid.metrics import galleries, vectors
@@ -118,6 +119,23 @@ class Encoder:
                 own.append(distributed.gather(embed(self.variables, x, **static, **settings)))
         whole = (np.concatenate([x[keep] for x, keep in zip(own, valid)]) for own in found)
         return [vectors.on_host(x, packing) for x in whole]
+
+    def terms(
+        self, split: str, use: Use, options: dict, rows: np.ndarray, *, mixed: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """`Method.terms` of rows [n] of a split, {name: [n,D]}, which add up to their `vectors`; raises as that."""
+        method = self.method.with_options(options, "options")
+        side = Side(split, tuple(use), mixed)
+        features, valid = self._features(method, side), self._encoded(side).valid
+        ends = np.cumsum([np.count_nonzero(keep) for keep in valid])
+        number, found = np.searchsorted(ends, rows, "right"), {}
+        for i in np.unique(number):
+            static = dict(method=method, use=side.use) | self._settings(count_rows(features[i]))
+            own = distributed.gather(terms(self.variables, self._spread(features[i]), **static))
+            place = np.flatnonzero(valid[i])[rows[number == i] - ends[i] + np.count_nonzero(valid[i])]
+            for name, x in own.items():
+                found.setdefault(name, np.zeros((len(rows), x.shape[1]), x.dtype))[number == i] = x[place]
+        return found
 
     def forget_vectors(self) -> None:
         """Frees the vectors, which are made again from features if they are needed again."""

@@ -123,7 +123,8 @@ def _finish(axes: "Axes", title: str, *, legend: bool) -> None:
     axes.set(title=title, xlabel="step")
     axes.grid(True)
     if legend:
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+        crowded = len(axes.lines) > 4
+        axes.legend(fontsize="small", **dict(loc="upper left", bbox_to_anchor=(1, 1)) if crowded else {})
 
 
 def _points(lines: Iterable[Mapping], name: str) -> tuple[list[int], list[float]]:

@@ -13,8 +13,8 @@ nav ul { columns: 16rem; padding-left: 1.2rem; }
 figure { margin: 1rem 0 2rem; } figcaption, caption { opacity: .8; max-width: 50rem; text-align: left; }
 img { background: #fff; border-radius: 6px; max-width: 100%; height: auto; }
 .wide { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { padding-bottom: .3rem; } th, td { border: 1px solid #8886; padding: .15rem .5rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; } thead { background: #8882; }
+caption { padding-bottom: .3rem; } th, td { border: 1px solid #8886; padding: .15rem .5rem; text-align: left; }
+.number { text-align: right; } thead { background: #8882; }
 """
 
 
@@ -32,7 +32,8 @@ class Section(NamedTuple):
     title: str
     text: str = ""
     pictures: Sequence[Picture] = ()
-    tables: Sequence[tuple[str, Sequence[Sequence[str]]]] = ()  # (caption, rows of cells), the first row is the head
+    # (caption, rows of cells), the first row is the head; of a table without one its cells are empty.
+    tables: Sequence[tuple[str, Sequence[Sequence[str]]]] = ()
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
@@ -62,10 +63,15 @@ def _section(number: int, section: Section) -> str:
 
 def _table(caption: str, rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
-    cells = "".join(f"<th>{text(cell)}</th>" for cell in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in body)
     titled = f"<caption>{text(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{titled}<thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
+    top = f"<thead><tr>{''.join(f'<th>{text(cell)}</th>' for cell in head)}</tr></thead>" if any(head) else ""
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in body)
+    return f'<div class="wide"><table>{titled}{top}<tbody>{lines}</tbody></table></div>'
+
+
+def _cell(cell: str) -> str:
+    kind = ' class="number"' if cell.lstrip("+-−")[:1].isdigit() else ""
+    return f"<td{kind}>{text(cell)}</td>"
 
 
 def _picture(picture: Picture) -> str:

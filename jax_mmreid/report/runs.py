@@ -1,5 +1,6 @@
 """Several runs beside each other: tables, mAP by setting, and mAP by the rate of missing training pictures."""
 
+import collections
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -32,11 +33,15 @@ class Point(NamedTuple):
 
 
 def section(workdirs: Sequence[str | Path]) -> Section | None:
-    """The finished runs of these workdirs; None unless there are two. Raises ConfigError for files it cannot read."""
+    """The finished runs of these workdirs by the rows that they share; None unless there are two.
+
+    Raises ConfigError for files that cannot be read.
+    """
     with_results = [folder for folder in workdirs if Path(folder, "results.json").exists()]
     if len(with_results) < 2:
         return None
     table = compare.summary(with_results)
+    table["groups"] = _shared(table["groups"])
     text, tables = markdown.captioned(compare.markdown(table))
     text = " ".join(text.split("\n\n"))
     if left_out := [str(folder) for folder in workdirs if folder not in with_results]:
@@ -60,6 +65,22 @@ def points(groups: Mapping[str, Mapping]) -> list[Point]:
     return found
 
 
+def _shared(groups: Mapping[str, dict]) -> dict[str, dict]:
+    """The groups with no more rows than two of them have; where these have none in common, with all but pairs."""
+    counts = collections.Counter(name for group in groups.values() for name in group["rows"])
+    most = min(max(counts.values()), 2)
+    kept = {
+        row
+        for group in groups.values()
+        for row, x in group["labels"].items()
+        if counts[row] >= most and "pair" not in x
+    }
+    return {
+        name: group | {key: {row: x for row, x in group[key].items() if row in kept} for key in ("rows", "labels")}
+        for name, group in groups.items()
+    }
+
+
 def _by_rate(found: Sequence[Point]) -> Picture | None:
     """Curves over the rate of missing training pictures; None where all rates are equal."""
     if len({point.rate for point in found}) < 2:
@@ -70,12 +91,11 @@ def _by_rate(found: Sequence[Point]) -> Picture | None:
 
     def paint(figure: "Figure") -> None:
         titles = {FULL: "all modalities at test", MEAN: "mean of all settings with missing modalities"}
-        for axes, (setting, title) in zip(figure.subplots(1, 2, sharey=True), titles.items()):
+        for axes, (setting, title) in zip(figure.subplots(1, 2), titles.items()):
             for number, points in enumerate(lines.values()):
                 there = [(p.rate, p.settings[setting]) for p in points if setting in p.settings]
                 _errors(axes, [x for x, _ in there], [y for _, y in there], number, _line_name(points))
             axes.set(title=title, xlabel="missing training pictures (%)", ylabel="mAP (%)")
-            axes.tick_params(labelleft=True)
             axes.grid(True)
             axes.legend(fontsize="small")
 

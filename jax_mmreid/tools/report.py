@@ -13,7 +13,6 @@ pictures are read in the size of the model.
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
@@ -37,8 +36,6 @@ from jax_mmreid.recipes import missing_settings
 from jax_mmreid.report import curves, results, runs, sides
 from jax_mmreid.report.page import Section, page
 from jax_mmreid.report.subject import Subject, without_cameras
-
-log = logging.getLogger(__name__)
 
 READING = ("image_size", "resize", "range16", "text")  # fields of config.data that belong to the model
 COMMON = "common/pairs"  # the row of pairs by what both have
@@ -89,7 +86,9 @@ def subject_of(opened: Opened, names: Sequence[str] = (), seed: int = 0) -> Subj
     for name in names:
         if name not in shown:
             raise ConfigError(f"--rows: there is no row {name!r} to show; there are {', '.join(shown) or 'none'}")
-    shown = {name: row for name, row in shown.items() if name in (names or shown)}
+    # config.json has rows in alphabetical order.
+    in_order = sorted(shown, key=lambda name: _place(shown[name], data.spec.modalities))
+    shown = {name: shown[name] for name in names or in_order}
     uses = [use for row in shown.values() for use in Retrieval(row).uses()]
     levels = dict(mean=model.spec.mean, std=model.spec.std)
     encoder = Encoder(method, model.variables, data, model.mesh, **levels, uses=uses)
@@ -137,7 +136,7 @@ def sections(
     for name, part in parts.items():
         begin = time.monotonic()
         section = part()
-        log.info("%s: %s", name, "nothing to show" if section is None else f"{time.monotonic() - begin:.1f}s")
+        print(f"{name}: {'nothing to show' if section is None else f'{time.monotonic() - begin:.1f}s'}", flush=True)
         if section is not None:
             yield section
 
@@ -189,6 +188,12 @@ def find_queries(chosen: Sequence[str], subject: Subject, config: ConfigDict) ->
 def _is_shown(row: Mapping) -> bool:
     """Whether a row compares vectors of pictures as they are, in an order that follows from their scores."""
     return row.get("kind", "retrieval") == "retrieval" and "query" in row and not row.get("rerank")
+
+
+def _place(row: Mapping, modalities: Sequence[str]) -> tuple[str, int]:
+    """Sorts rows by group, in each of which settings have the order of the published tables."""
+    order = [*missing_settings.settings(modalities), row.get("setting")]
+    return row.get("group", ""), order.index(row.get("setting"))
 
 
 def _written(workdir: str | Path, step: int) -> dict | None:
@@ -260,7 +265,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random, default %(default)s")
     parser.add_argument("--output", default="", help="a folder; default: report in the first workdir")
     arguments, overrides = parse_with_overrides(parser, argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     workdirs, names = arguments.workdir, tuple(filter(None, arguments.rows.split(",")))
     try:
         opened = open_run(workdirs[0], arguments.step, arguments.config, overrides)
