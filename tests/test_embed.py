@@ -1,5 +1,8 @@
 """Embedding pictures: the vectors of evaluation in a file or a store, and runs that are stopped and continued."""
 
+import argparse
+import contextlib
+import io
 import json
 import shutil
 
@@ -198,3 +201,9 @@ def test_another_model_is_noticed_before_anything_is_embedded(drawn, workdir, tm
     monkeypatch.setattr(TrainedModel, "encode", None)
     code, line = refused(capsys, "embed", f"--workdir={workdir}", f"--store={tmp_path / 'store'}", drawn / "test")
     assert code == 3 and "model is" in line
+
+
+def test_commands_run_in_a_notebook_whose_output_is_no_file():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert embed.command("embed", lambda _: print("done"), argparse.Namespace(caller="anna")) == 0
+    assert out.getvalue() == "done\n"
