@@ -8,13 +8,14 @@ the device count may change between two runs, and reads no optimizer state if th
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils.epath import PathLike
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from jax_mmreid import paths
 from jax_mmreid.state import TrainState
 
 ITEMS = {"model": ("step", "params", "batch_stats", "memory"), "training": ("opt_state", "rng")}
@@ -26,9 +27,9 @@ def _best_metric(metrics: dict[str, float]) -> float:
     return metrics[BEST]
 
 
-def newest(workdir: str | Path) -> int | None:
+def newest(workdir: PathLike) -> int | None:
     """The newest complete step of a run that may be going on, None if there is none yet."""
-    found = ocp.path.step.latest_step_metadata(Path(workdir).absolute() / "checkpoints", STEPS)
+    found = ocp.path.step.latest_step_metadata(paths.absolute(workdir) / "checkpoints", STEPS)
     return None if found is None else found.step
 
 
@@ -38,8 +39,8 @@ class Checkpoints:
     With `reading` nothing in the workdir is made, changed or cleaned up: another process may be training in it.
     """
 
-    def __init__(self, workdir: str | Path, reading: bool = False):
-        self.folder = Path(workdir).absolute()
+    def __init__(self, workdir: PathLike, reading: bool = False):
+        self.folder = paths.absolute(workdir)
         # Orbax sorts by number, steps ascending among equals, and takes the end: a tie goes to the later step.
         keep = AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=_best_metric, n=1)])
         options = ocp.CheckpointManagerOptions(

@@ -12,11 +12,11 @@ import shlex
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils.epath import Path, PathLike
 
 from jax_mmreid import __version__, distributed, experiment, sharding
 from jax_mmreid.batch import Data, DataSpec
@@ -25,6 +25,7 @@ from jax_mmreid.config import ConfigDict, config_hash, difference, evals_hash, r
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators import runner
 from jax_mmreid.experiment import Experiment, model_spec
+from jax_mmreid.paths import place
 from jax_mmreid.report import baselines, tables
 from jax_mmreid.weights import init as weights_init
 
@@ -46,7 +47,7 @@ class Checkpoint(NamedTuple):
     which: str  # last, best, init or a number, as it was asked for
 
 
-def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "last", force: bool = False) -> dict:
+def evaluate(config: ConfigDict, workdir: PathLike, data: Data, step: str = "last", force: bool = False) -> dict:
     """Evaluates a checkpoint of a workdir, or with `step` "init" the weights of `config.init`; returns what it writes.
 
     `step` is "last", "best", a number or "init", which makes the workdir if there is none. `force` evaluates a
@@ -55,7 +56,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, data: Data, step: str = "l
     for weights that lack a part of the method.
     """
     begin = time.monotonic()
-    workdir = Path(workdir)
+    workdir = place(workdir)
     if step == "init":
         spec, differences = model_spec(config, data), _init_differences(config, workdir)
     else:
@@ -192,7 +193,7 @@ def _init_differences(config: ConfigDict, workdir: Path) -> list[str]:
         require_same(workdir / "config.json", config)
     ours, found = config.data.to_dict(), []
     for source, _ in weights_init.init_sources(config.init):
-        saved = Path(source) / "config.json"
+        saved = place(source) / "config.json"
         theirs = json.loads(saved.read_text())["data"] if saved.exists() else ours
         old, new = (data["options"].get("trial") for data in (theirs, ours))
         if theirs["name"] == ours["name"] and old != new:

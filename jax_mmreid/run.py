@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils.epath import PathLike
 from PIL import Image
 
 from input_pipeline import DataConfig, MissingConfig, OpenedData, describe, open_data
@@ -35,6 +36,7 @@ from jax_mmreid.cost import traced
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators.programs import rows_at_once
 from jax_mmreid.inference import TrainedModel
+from jax_mmreid.paths import place
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +45,10 @@ class Job(NamedTuple):
     """A run: what is trained and evaluated, and where it lives."""
 
     config: ConfigDict
-    workdir: str | Path
+    workdir: PathLike
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
+def train_and_evaluate(config: ConfigDict, workdir: PathLike) -> dict:
     """Trains to the end, or resumes, and evaluates the last checkpoint; returns what results.json holds.
 
     The run that `config.pretrain` names comes first, unless it is finished. Raises ConfigError, DataError,
@@ -72,7 +74,7 @@ def chain(jobs: Iterable[Job]) -> list[dict]:
     results = []
     for job in jobs:
         if is_finished(job):
-            results.append(json.loads(Path(job.workdir, "results.json").read_text()))
+            results.append(json.loads((place(job.workdir) / "results.json").read_text()))
         else:
             results.append(train_and_evaluate(*job))
             jax.clear_caches()  # the next run compiles programs of its own
@@ -81,7 +83,7 @@ def chain(jobs: Iterable[Job]) -> list[dict]:
 
 def is_finished(job: Job) -> bool:
     """Whether a run has been trained to its end and evaluated; raises ConfigError if its workdir is another run's."""
-    workdir = Path(job.workdir)
+    workdir = place(job.workdir)
     if not (workdir / "results.json").exists():
         return False
     config = run_length.from_workdir(job.config, workdir)
@@ -91,7 +93,7 @@ def is_finished(job: Job) -> bool:
     return results["step"] == results["steps"] and (results["config_hash"], results["evals_hash"]) == hashes
 
 
-def evaluate(config: ConfigDict, workdir: str | Path, step: str = "last", force: bool = False) -> dict:
+def evaluate(config: ConfigDict, workdir: PathLike, step: str = "last", force: bool = False) -> dict:
     """Evaluates a checkpoint of a workdir and returns what results.json holds; trains nothing.
 
     `step` and `force` are those of `jax_mmreid.evaluate.evaluate`.
@@ -100,7 +102,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: str = "last", force:
     return evaluation.evaluate(config, workdir, open_dataset(config, workdir), step, force)
 
 
-def watch(config: ConfigDict, workdir: str | Path) -> Iterator[dict]:
+def watch(config: ConfigDict, workdir: PathLike) -> Iterator[dict]:
     """Evaluates each new checkpoint of a run in progress and yields its results, up to those of the last step."""
     config = run_length.from_workdir(config, workdir)
     return watching.watch(config, workdir, functools.partial(open_dataset, config, workdir))
@@ -113,25 +115,26 @@ def plan(config: ConfigDict) -> str:
     return traced.markdown(config, data.spec, data.num_rows("train"), parts)
 
 
-def open_dataset(config: ConfigDict, workdir: str | Path | None = None) -> OpenedData:
+def open_dataset(config: ConfigDict, workdir: PathLike | None = None) -> OpenedData:
     """The data of a config; with the vocabulary that a workdir keeps, if one is named and keeps one.
 
     Raises ConfigError for a config that cannot be, DataError for data that cannot be used.
     """
     fields = config.data.to_dict()
-    if workdir is not None and Path(workdir, "tokenizer").is_dir():
-        fields["text"] = fields["text"] | {"tokenizer": str(Path(workdir, "tokenizer"))}
+    kept = None if workdir is None else place(workdir) / "tokenizer"
+    if kept is not None and kept.is_dir():
+        fields["text"] = fields["text"] | {"tokenizer": str(kept)}
     missing = MissingConfig.from_dict(config.missing.to_dict())
     return open_data(DataConfig.from_dict(fields), missing=missing, seed=config.seed, shard=distributed.shard())
 
 
-def saved_config(workdir: str | Path) -> ConfigDict:
+def saved_config(workdir: PathLike) -> ConfigDict:
     """The config of a run, as its workdir keeps it."""
-    return from_json(json.loads(Path(workdir, "config.json").read_text()))
+    return from_json(json.loads((place(workdir) / "config.json").read_text()))
 
 
 def load_model(
-    workdir: str | Path, step: str = "last", part_rows: int | None = None, devices: list | None = None
+    workdir: PathLike, step: str = "last", part_rows: int | None = None, devices: list | None = None
 ) -> TrainedModel:
     """The model of a checkpoint ("last", "best" or a number), built from the files of the workdir alone.
 
@@ -139,7 +142,7 @@ def load_model(
     smaller number is faster for few pictures. It runs on one device unless `devices` names several. Raises ConfigError
     for a workdir without a run, checkpoint or data spec.
     """
-    workdir = Path(workdir)
+    workdir = place(workdir)
     spec = evaluation.load_spec(workdir)
     config = saved_config(workdir)
     devices = jax.local_devices()[:1] if devices is None else devices
@@ -168,7 +171,7 @@ def _log_data(config: ConfigDict, data: OpenedData) -> None:
     log.info("training data: %d identities, %d rows; %s", len(data.spec.pids), data.num_rows("train"), what)
 
 
-def _tokenize(workdir: Path, config: ConfigDict, sentences: Any) -> np.ndarray:
+def _tokenize(workdir: PathLike, config: ConfigDict, sentences: Any) -> np.ndarray:
     """Ids [n,L] of sentences by the vocabulary of a run."""
     text = config.data.text
     if not text.tokenizer:

@@ -10,15 +10,16 @@ import logging
 import math
 import statistics
 import time
-from pathlib import Path
 
 import jax
+from etils.epath import PathLike
 
 from jax_mmreid import experiment, sharding
 from jax_mmreid.batch import Data
 from jax_mmreid.config import ConfigDict
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.experiment import model_spec
+from jax_mmreid.paths import place
 from jax_mmreid.train import compile_step, prefetch_to_device
 
 STEPS = 10  # whose median is the speed; those before it, which may still compile or open files, do not count
@@ -27,15 +28,15 @@ FIRST = 2
 log = logging.getLogger(__name__)
 
 
-def from_workdir(config: ConfigDict, workdir: str | Path) -> ConfigDict:
+def from_workdir(config: ConfigDict, workdir: PathLike) -> ConfigDict:
     """The config, with the epochs that a workdir's run chose if their number is for the run to choose."""
-    saved = Path(workdir, "config.json")
+    saved = place(workdir) / "config.json"
     if not _chosen(config) or not saved.exists():
         return config
     return _with_epochs(config, json.loads(saved.read_text())["epochs"])
 
 
-def choose(config: ConfigDict, workdir: str | Path, data: Data) -> ConfigDict:
+def choose(config: ConfigDict, workdir: PathLike, data: Data) -> ConfigDict:
     """The config with the epochs of its `length`, rounded up from steps and down from seconds, at least one.
 
     Raises ConfigError for a length in both, and for seconds with several processes, which would measure apart.
@@ -43,7 +44,7 @@ def choose(config: ConfigDict, workdir: str | Path, data: Data) -> ConfigDict:
     length, steps = config.length, data.spec.steps_per_epoch
     if length.steps and length.seconds:
         raise ConfigError(f"config.length has steps={length.steps} and seconds={length.seconds}; set one of them to 0")
-    if not _chosen(config) or Path(workdir, "config.json").exists():
+    if not _chosen(config) or (place(workdir) / "config.json").exists():
         return from_workdir(config, workdir)
     if length.steps:
         return _with_epochs(config, math.ceil(length.steps / steps))

@@ -11,10 +11,10 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import optax
+from etils.epath import Path, PathLike
 from jax import Array
 from jax.sharding import Mesh
 
@@ -27,6 +27,7 @@ from jax_mmreid.evaluators import runner
 from jax_mmreid.experiment import Experiment, Phase, model_spec
 from jax_mmreid.methods import Method
 from jax_mmreid.ops import augment
+from jax_mmreid.paths import place
 from jax_mmreid.state import TrainState, merge, streams
 from jax_mmreid.weights import init as weights_init
 from jax_mmreid.writer import Writer
@@ -76,12 +77,12 @@ def compile_step(config: ConfigDict, exp: Experiment, phase: Phase) -> Callable:
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(exp.mesh)))
 
 
-def train(config: ConfigDict, workdir: str | Path, data: Data) -> None:
+def train(config: ConfigDict, workdir: PathLike, data: Data) -> None:
     """Trains to the end of `config.epochs`, resuming from the last checkpoint in `workdir` if there is one.
 
     Raises ConfigError for a workdir of another config, DataError for one of other data, NonFiniteError, PreemptedError.
     """
-    workdir, spec = Path(workdir), model_spec(config, data)
+    workdir, spec = place(workdir), model_spec(config, data)
     exp = experiment.build(config, spec, data.tokenize)
     check_evals(config, exp, data)
     if config.eval_every:

@@ -8,7 +8,8 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+
+from etils.epath import Path, PathLike
 
 from jax_mmreid import distributed, experiment
 from jax_mmreid.batch import Data
@@ -18,6 +19,7 @@ from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluate import Checkpoint, load_spec, measure, restore, spec_differences, write_results
 from jax_mmreid.evaluators import runner
 from jax_mmreid.experiment import Experiment, model_spec
+from jax_mmreid.paths import place
 from jax_mmreid.report import tables
 from jax_mmreid.writer import Writer
 
@@ -26,14 +28,14 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 10.0  # between two looks
 
 
-def watch(config: ConfigDict, workdir: str | Path, open_data: Callable[[], Data]) -> Iterator[dict]:
+def watch(config: ConfigDict, workdir: PathLike, open_data: Callable[[], Data]) -> Iterator[dict]:
     """Evaluates the newest checkpoint of a run, then each newer one, up to that of the last step; yields the results.
 
     It may begin before the run does: nothing is opened or built before there is a checkpoint. A checkpoint that was
     written and deleted between two looks is left out, and a step that an earlier watcher has evaluated is not evaluated
     again. Raises ConfigError once there is a checkpoint of another config, and what `open_data` raises.
     """
-    workdir = Path(workdir)
+    workdir = place(workdir)
     step = _await(workdir, 0)
     require_same(workdir / "config.json", config)
     data, spec = open_data(), load_spec(workdir)

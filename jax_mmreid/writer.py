@@ -6,13 +6,17 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
+from etils.epath import Path, PathLike
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from jax_mmreid.paths import in_bucket, place
+
 SHOWN = ("loss", "accuracy", "full/mAP", "mean_missing/mAP")  # what the console shows, if it was measured
+
+UPLOAD_SECONDS = 30.0  # between two writings of a file in a bucket; Google allows one a second
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +28,7 @@ class Writer:
     `untimed` function, which compiles, counts nowhere.
     """
 
-    def __init__(self, workdir: str | Path, *, start: int, stop: int, rows_per_step: int, active: bool = True):
+    def __init__(self, workdir: PathLike, *, start: int, stop: int, rows_per_step: int, active: bool = True):
         self.active = active
         self.start, self.stop, self.rows = start, stop, rows_per_step
         self.clock = self.since = time.monotonic()
@@ -32,8 +36,7 @@ class Writer:
         self.timed_steps, self.timed_seconds = 0, 0.0
         if not active:
             return
-        self.path = Path(workdir) / "metrics.jsonl"
-        _drop_after(self.path, start)
+        self.lines = _Lines(place(workdir) / "metrics.jsonl", start)
         self.events = SummaryWriter(str(workdir), purge_step=start + 1)
         self.bar = None
         if sys.stderr.isatty():
@@ -43,8 +46,7 @@ class Writer:
         """Records `scalars` as the state of things after `step` updates."""
         if not self.active:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self.lines.add(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self.events.add_scalar(name, value, step)
         shown = {name: f"{scalars[name]:.3f}" for name in SHOWN if name in scalars}
@@ -73,6 +75,8 @@ class Writer:
     def paused(self, steps: int = 0) -> Iterator[None]:
         """What happens inside is not timed; `steps` are the training steps that it takes."""
         begin = time.monotonic()
+        if self.active:
+            self.lines.upload()  # before a checkpoint, so that a run that resumes from it has the lines up to there
         try:
             yield
         finally:
@@ -96,14 +100,40 @@ class Writer:
 
     def __exit__(self, *_) -> None:
         if self.active:
+            self.lines.upload()
             self.events.close()
             if self.bar is not None:
                 self.bar.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Drops what an interrupted run wrote beyond the checkpoint that the run resumes from."""
-    if path.exists():
+class _Lines:
+    """Lines of JSON added to a file: on this machine at once, in a bucket every UPLOAD_SECONDS, since it is sent whole.
+
+    Drops what an interrupted run wrote beyond `step`, that of the checkpoint which the run resumes from.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path, self.in_bucket = path, in_bucket(path)
+        text = path.read_text() if path.exists() else ""
         # A killed run may leave its last line incomplete.
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        self.text = "".join(line for line in whole if json.loads(line)["step"] <= step)
+        self.uploaded, self.since = text, time.monotonic()
+        if self.text != text:
+            path.write_text(self.text)
+
+    def add(self, line: str) -> None:
+        """Adds a line."""
+        if not self.in_bucket:
+            with self.path.open("a") as file:
+                file.write(line)
+            return
+        self.text += line
+        if time.monotonic() - self.since >= UPLOAD_SECONDS:
+            self.upload()
+
+    def upload(self) -> None:
+        """Sends a file in a bucket, if it has new lines."""
+        if self.in_bucket and self.text != self.uploaded:
+            self.path.write_text(self.text)
+            self.uploaded, self.since = self.text, time.monotonic()

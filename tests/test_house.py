@@ -15,7 +15,7 @@ SCRIPTS = sorted([*ROOT.glob("launch/*.py"), *ROOT.glob("configs/*.py")])
 
 # A file imports from lower ranks only, and from its own package; the small files of rank 0 from each other.
 RANKS = (
-    "errors ranges batch hub config config_file",
+    "errors ranges batch hub config config_file paths",
     "ops metrics state distributed",
     "losses models",
     "weights recipes methods",
@@ -29,7 +29,8 @@ RANKS = (
     "main tools",
 )
 RANK = {name: number for number, names in enumerate(RANKS) for name in names.split()}
-FOR_DATA = ("jax_mmreid.batch", "jax_mmreid.errors", "jax_mmreid.hub", "jax_mmreid.ranges")  # none of them imports jax
+# None of them imports jax.
+FOR_DATA = ("jax_mmreid.batch", "jax_mmreid.errors", "jax_mmreid.hub", "jax_mmreid.paths", "jax_mmreid.ranges")
 MAX_FILE, MAX_FUNCTION, MAX_ARGUMENTS = 330, 60, 12
 
 

@@ -1,5 +1,6 @@
 """Training masks: which pictures are hidden from the model, drawn once before training (Miss-ReID, Algorithm 1)."""
 
+import io
 import zipfile
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from input_pipeline.data_config import MissingConfig
 from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.paths import place
 
 
 def draw(has_file: np.ndarray, modalities: Sequence[str], missing: MissingConfig) -> np.ndarray:
@@ -40,14 +42,15 @@ def rates(present: np.ndarray, modalities: Sequence[str]) -> dict[str, float]:
 
 def save(path: str, present: np.ndarray, fingerprint: str) -> None:
     """Writes masks [N,M] and the fingerprint of the file list they belong to, as .npz without pickles."""
-    with open(path, "wb") as file:  # an open file, since numpy appends .npz to a bare name
-        np.savez_compressed(file, present=np.asarray(present, bool), fingerprint=np.array(fingerprint))
+    content = io.BytesIO()
+    np.savez_compressed(content, present=np.asarray(present, bool), fingerprint=np.array(fingerprint))
+    place(path).write_bytes(content.getvalue())
 
 
 def load(path: str, fingerprint: str, shape: tuple[int, int]) -> np.ndarray:
     """Reads masks that `save` wrote; DataError if unreadable, of another file list or not of `shape` (N, M)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(place(path).read_bytes()), allow_pickle=False) as file:
             present, found = file["present"], str(file["fingerprint"])
     except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"missing: cannot read masks from {path!r} ({error}); check missing.mask_file") from error

@@ -16,6 +16,7 @@ import numpy as np
 
 from jax_mmreid import hub
 from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.paths import on_disk, place, written_on_disk
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either holds a vocabulary
@@ -50,8 +51,8 @@ class Tokenizer:
     def save(self, folder: str) -> None:
         """Writes a folder that `open_tokenizer` and transformers read; for "builtin" nothing, as it is installed."""
         if self._save is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self._save(folder)
+            with written_on_disk(folder) as local:
+                self._save(str(local))
 
 
 def open_tokenizer(
@@ -74,12 +75,13 @@ def open_tokenizer(
         return _builtin(context)
     if source == "train":
         return _train([clean(text) for text in captions], vocab_size, context)
-    folder = Path(source)
+    folder = place(source)
     if not folder.is_dir():
         if not hub.is_id(source):
             raise ConfigError(f"config.data.text.tokenizer={source!r}: neither a folder nor a Hub id; {_WAYS_OUT}")
         folder = hub.download(source, _WANTED)
-    return _load(folder, context)
+    with on_disk(folder) as local:
+        return _load(local, context)
 
 
 def trim(ids: np.ndarray) -> np.ndarray:

@@ -19,13 +19,14 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
+from etils.epath import Path, PathLike
 
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics.similarity import NO_SCORE
+from jax_mmreid.paths import place
 from jax_mmreid.search import thresholds
 from jax_mmreid.search.pairs import Pairs, combinations
 from jax_mmreid.search.thresholds import FMRS, Threshold
@@ -141,21 +142,21 @@ class Calibration:
                 raise ConfigError(f"no modality named {name!r}; the calibration has {', '.join(self.modalities)}")
         return np.isin(self.modalities, named)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: PathLike) -> Path:
         """Writes calibration.json into a folder, replacing it whole; returns its path."""
-        path = Path(folder, FILE)
+        path = place(folder) / FILE
         part = path.with_name(f".{FILE}.{os.getpid()}")
         part.write_text(self.to_json())
         part.replace(path)
         return path
 
     @classmethod
-    def load(cls, folder: str | Path, model: str) -> Self:
+    def load(cls, folder: PathLike, model: str) -> Self:
         """The calibration in a folder, of the model with this identity.
 
         Raises ConfigError if there is none, DataError if it cannot be read or is of another model.
         """
-        path, again = Path(folder, FILE), "make one with python -m jax_mmreid.tools.calibrate"
+        path, again = place(folder) / FILE, "make one with python -m jax_mmreid.tools.calibrate"
         if not path.exists():
             raise ConfigError(f"{folder} has no {FILE}; {again}")
         try:
@@ -167,9 +168,9 @@ class Calibration:
         return found
 
     @classmethod
-    def find(cls, folders: Sequence[str | Path], model: str) -> Self | None:
+    def find(cls, folders: Sequence[PathLike], model: str) -> Self | None:
         """That in the first of these folders that has one, None if none has; raises DataError as `load`."""
-        found = [folder for folder in folders if Path(folder, FILE).exists()]
+        found = [folder for folder in folders if (place(folder) / FILE).exists()]
         return cls.load(found[0], model) if found else None
 
     def to_json(self) -> str:

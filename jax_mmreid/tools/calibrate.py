@@ -15,10 +15,10 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils.epath import PathLike
 
 from jax_mmreid import evaluate, experiment, run, sharding
 from jax_mmreid.batch import Data
@@ -28,6 +28,7 @@ from jax_mmreid.evaluators.encoder import Encoder
 from jax_mmreid.evaluators.programs import COMMON_OR_AVAILABLE
 from jax_mmreid.inference import TrainedModel
 from jax_mmreid.metrics.similarity import Parts, unpack
+from jax_mmreid.paths import place
 from jax_mmreid.report.settings import table
 from jax_mmreid.search import pairs, reliability, sensors
 from jax_mmreid.search.calibration import Calibration, check_prior, isotonic_regression
@@ -47,7 +48,7 @@ class Source(NamedTuple):
     words: str
 
 
-def from_split(workdir: str | Path, split: str, step: str = "last", overrides: Sequence[str] = ()) -> Source:
+def from_split(workdir: PathLike, split: str, step: str = "last", overrides: Sequence[str] = ()) -> Source:
     """The rows of one or more splits ("query/gallery") of the dataset of a run, encoded once.
 
     `overrides` are fields of config.data, "data.data_dir=FOLDER". Raises ConfigError for a split that does not exist or
@@ -60,7 +61,7 @@ def from_split(workdir: str | Path, split: str, step: str = "last", overrides: S
     if "train" in splits:
         raise ConfigError("--split=train: the model was trained on these identities, so their scores are too good")
     data = run.open_dataset(config, workdir)
-    evaluate.spec_differences(model.spec, experiment.model_spec(config, data), Path(workdir))
+    evaluate.spec_differences(model.spec, experiment.model_spec(config, data), place(workdir))
     subsets = pairs.combinations(model.method.modalities)
     subsets += [()] if any("text" in data.present(name) for name in splits) else []  # captions alone
     found = [_views(model, data, name, subsets) for name in splits]
@@ -71,7 +72,7 @@ def from_split(workdir: str | Path, split: str, step: str = "last", overrides: S
     return Source(rows, model.identity, f"split {split} of {config.data.name}")
 
 
-def from_store(folder: str | Path) -> Source:
+def from_store(folder: PathLike) -> Source:
     """The entries of a store that have an identity; raises DataError if none has one."""
     store = Store.open(folder)
     columns, rows, _ = store.read()
@@ -91,7 +92,7 @@ def from_store(folder: str | Path) -> Source:
 
 
 def calibrate(
-    source: Source, folder: str | Path, *, prior: float | None = None, fmr: float = FMR, shown: Sequence[str] = ()
+    source: Source, folder: PathLike, *, prior: float | None = None, fmr: float = FMR, shown: Sequence[str] = ()
 ) -> str:
     """Writes calibration.json of labelled rows into a folder, and returns what the command prints, in Markdown.
 
@@ -190,15 +191,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         isotonic_regression()
         shown = tuple(filter(None, arguments.modalities.split("/")))
         if arguments.store is None:
-            sensors.check_shown(shown, evaluate.load_spec(Path(arguments.workdir)).modalities)
+            sensors.check_shown(shown, evaluate.load_spec(place(arguments.workdir)).modalities)
             found = from_split(arguments.workdir, arguments.split or "test", arguments.step or "last", overrides)
         elif overrides or arguments.split or arguments.step:
             raise ConfigError("--split, --step and --config.data belong to --workdir; a store is encoded already")
         else:
             sensors.check_shown(shown, Store.open(arguments.store).identity.modalities)
             found = from_store(arguments.store)
-        place = arguments.workdir or arguments.store
-        print(calibrate(found, place, prior=arguments.prior, fmr=arguments.fmr, shown=shown))
+        folder = arguments.workdir or arguments.store
+        print(calibrate(found, folder, prior=arguments.prior, fmr=arguments.fmr, shown=shown))
     except (ConfigError, DataError) as error:
         return report_error("calibrate", error)
     return 0

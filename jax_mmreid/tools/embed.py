@@ -16,7 +16,6 @@ modality parts [n,M,D] and present [n,M], with spec, the hash of the model's dat
 
 import argparse
 import getpass
-import io
 import math
 import sys
 import time as clock
@@ -39,6 +38,7 @@ from jax_mmreid.evaluate import load_spec
 from jax_mmreid.evaluators.programs import PARTS
 from jax_mmreid.inference import TrainedModel
 from jax_mmreid.metrics.similarity import Packing, Parts
+from jax_mmreid.paths import place
 from jax_mmreid.search.store import MANIFEST, Identity, Store
 
 COMMIT = 10.0  # seconds of work that a store may lack when the command is killed
@@ -207,7 +207,7 @@ def embed(arguments: argparse.Namespace) -> None:
         raise ConfigError("name either pictures (folders, tables, files) or --split of the run's own data")
     if not Path(arguments.features).parent.is_dir():
         raise ConfigError(f"--features={arguments.features}: there is no such folder; make it first")
-    spec = load_spec(Path(arguments.workdir))
+    spec = load_spec(place(arguments.workdir))
     plain = plain_modality(arguments.modality, spec)
     if arguments.split:
         found = of_split(arguments.workdir, arguments.split, arguments.overrides)
@@ -262,8 +262,7 @@ def add_modality(flags: argparse.ArgumentParser) -> None:
 def command(name: str, function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Calls a function of a command; returns the exit code, after one line about what is wrong if it is not 0."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # as in a terminal, not in a notebook
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+        stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         arguments.caller = caller(arguments.caller)
         function(arguments)

@@ -31,6 +31,7 @@ from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.evaluate import load_spec
 from jax_mmreid.inference import TrainedModel
 from jax_mmreid.metrics.similarity import Parts
+from jax_mmreid.paths import place
 from jax_mmreid.search import html_report
 from jax_mmreid.search.calibration import Calibration
 from jax_mmreid.search.index import Index, Matches, choose
@@ -160,7 +161,7 @@ def table(matches: Sequence[Mapping[str, Any]]) -> str:
 
 def search(arguments: argparse.Namespace) -> None:
     """What the command does with its parsed arguments."""
-    spec = load_spec(Path(arguments.workdir))
+    spec = load_spec(place(arguments.workdir))
     query, found = _query(arguments, spec), None
     if not Path(arguments.html).parent.is_dir():
         raise ConfigError(f"--html={arguments.html}: there is no such folder; make it first")

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils.epath import PathLike
 from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.models.clip import ImageTower, TextTower
 from jax_mmreid.models.resnet import ResNet
+from jax_mmreid.paths import absolute, on_disk
 from jax_mmreid.state import merge
 from jax_mmreid.weights import layouts
 from jax_mmreid.weights.layouts import some
@@ -75,12 +77,12 @@ def save(folder: str | Path, weights: Weights, about: dict[str, Any]) -> None:
     (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def load_one(source: str | Path) -> Weights:
+def load_one(source: PathLike) -> Weights:
     """The weights of a converted folder, of a run's last checkpoint, or of a .safetensors file or a folder with one.
 
     Raises DataError if there are none, or if they must be converted first.
     """
-    path = Path(source).absolute()
+    path = absolute(source)
     if (path / "about.json").exists():
         return traverse_util.flatten_dict(_restore(path / "weights"), sep="/")
     if (path / "checkpoints").is_dir():
@@ -93,7 +95,8 @@ def load_one(source: str | Path) -> Weights:
             f"weights: {files[0]} must be converted before a run can start from it: "
             f"python -m jax_mmreid.tools.convert --input={source} --output=DIR"
         )
-    return to_weights(read(str(source)), "auto")
+    with on_disk(path) as local:
+        return to_weights(read(str(local)), "auto")
 
 
 def export(file: str | Path, weights: Weights, layout: str) -> None:
