@@ -1,6 +1,7 @@
 """How every picture of a report is drawn: in one style, on a canvas in memory, without global state."""
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def draw(paint: Callable[["Figure"], None], *, width: float = 8.0, height: float
         "legend.frameon": False,
         "text.parse_math": False,  # a name with "$" is no formula
     }
-    with rc_context(style):
+    with rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box instead
         figure, out = Figure(figsize=(width, height), dpi=DPI, layout="constrained"), io.BytesIO()
         canvas = FigureCanvasAgg(figure)
         paint(figure)
