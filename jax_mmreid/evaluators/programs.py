@@ -61,6 +61,14 @@ def embed(
     return _in_parts(lambda part: row_vectors(method, variables, part, use, form), features, devices, part_rows)
 
 
+@functools.partial(jax.jit, static_argnames=("method", "devices", "part_rows", "use"))
+def terms(
+    variables: dict, features: Features, *, method: Method, devices: int, part_rows: int, use: Use
+) -> dict[str, Array]:
+    """`method.terms` of features of `encode` or `impute`; devices and part_rows as for `encode`."""
+    return _in_parts(lambda part: method.terms(variables, part, use), features, devices, part_rows)
+
+
 def row_vectors(method: Method, variables: dict, features: Features, use: Use, form: str) -> Array:
     """Vectors [B,D] of features of `encode` or `impute` in one of FORMS."""
     if form == EMBED:

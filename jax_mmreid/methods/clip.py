@@ -26,6 +26,7 @@ from jax_mmreid.models import towers
 from jax_mmreid.models.clip import TextTower
 from jax_mmreid.models.shared_tower import SharedTower
 from jax_mmreid.ops import masked
+from jax_mmreid.ops.terms import terms_of_sum
 from jax_mmreid.state import TrainState
 
 START = {"info_nce": (1 / 0.07, None), "sigmoid": (10.0, -10.0)}  # initial scale and bias, as in the papers
@@ -123,6 +124,15 @@ class CLIP(Method):
         Pictures and captions may be combined. Raises ConfigError for a `use` of which the split has nothing, and for
         one with a modality that the method does not read.
         """
+        return masked.unit(sum(self._blanked(features, use).values()))
+
+    def terms(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> dict[str, Array]:
+        """What each picture and each caption, as "text/rgb", adds."""
+        parts = self._blanked(features, use)
+        return terms_of_sum(sum(parts.values()), parts)
+
+    def _blanked(self, features: dict[str, Any], use: tuple[str, ...]) -> dict[str, Array]:
+        """The unit features of `use` by name, each [B,D], zeros in rows that lack them."""
         unknown = [m for m in use if m.partition("/")[0] != "text" and m not in self.tower.modalities]
         kinds = [("feats", "present", m) for m in use if m in features["feats"]]
         kinds += [("text", "has_caption", m) for m in features["text"] if {"text", f"text/{m}"} & set(use)]
@@ -132,8 +142,10 @@ class CLIP(Method):
             raise ConfigError(
                 f"clip has no vector of {'+'.join(use)!r}: there are pictures of {pictures} and captions of {captions}"
             )
-        parts = [masked.blank(masked.unit(features[x][m]), features[mask][m]) for x, mask, m in kinds]
-        return masked.unit(sum(parts))
+        return {
+            m if x == "feats" else f"text/{m}": masked.blank(masked.unit(features[x][m]), features[mask][m])
+            for x, mask, m in kinds
+        }
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -30,11 +30,12 @@ from jax_mmreid.losses.branch import branch
 from jax_mmreid.losses.prototypes import ORDERS, MemoryFields, Prototypes
 from jax_mmreid.methods import LossOut, Method, PublishedPart
 from jax_mmreid.models import conv_tower, shared_tower, towers
-from jax_mmreid.models.blocks import FILLS, IMPUTATIONS, join, split, without_text
+from jax_mmreid.models.blocks import FILLS, IMPUTATIONS, join, without_text
 from jax_mmreid.models.heads import Head, init_heads
 from jax_mmreid.models.language import TEMPLATES, InversionFields, Language, create_language
 from jax_mmreid.models.structure import StructureFields, StructureQueries, kept_in_training
 from jax_mmreid.ops import masked, memory
+from jax_mmreid.ops.terms import terms_of_blocks
 from jax_mmreid.state import TrainState
 
 
@@ -227,7 +228,7 @@ class MissReID(Method):
     def terms(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> dict[str, Array]:
         """The block of every modality, "rgb" where it is f of a picture and "imputed rgb" where it is not."""
         imputed = self._filled(features["present"] & self._used(use))
-        return split(self.embed(variables, features, use), self.modalities, imputed)
+        return terms_of_blocks(self.embed(variables, features, use), self.modalities, imputed)
 
     def parts(self, variables: dict, features: dict[str, Array], use: tuple[str, ...]) -> tuple[Array, Array]:
         """f of every modality, and which are used and present; nothing is imputed."""

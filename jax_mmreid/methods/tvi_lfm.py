@@ -37,6 +37,7 @@ from jax_mmreid.models.clip import TextTower
 from jax_mmreid.models.heads import GeM, Head
 from jax_mmreid.models.resnet import LAYERS, ResNet
 from jax_mmreid.ops import masked
+from jax_mmreid.ops.terms import terms_of_sum
 from jax_mmreid.state import TrainState
 
 STEMS = ("rgb", "ir")  # names of parameters, whatever the infrared modality is called in the data
@@ -207,10 +208,8 @@ class TVILFM(Method):
     def embed(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> Array:
         """Unit vectors [B,D] of an image (("rgb",) or ("ir",)), of the RGB caption ("text",), or of the fusion.
 
-        The fusion is ("ir", "text").
-
-        Raises ConfigError for another `use`, for one whose image or caption the split does not have, and for text with
-        the neck of stage "base".
+        The fusion is ("ir", "text"). Raises ConfigError for another `use`, for one whose image or caption the split
+        does not have, and for text with the neck of stage "base".
         """
         ir = self.infrared
         if use in (("rgb",), (ir,)):
@@ -230,6 +229,21 @@ class TVILFM(Method):
             parts += [features["finetuned"][ir], features["text"]["rgb"]]
         # MER: the dot product with a sum of vectors is the sum of the three similarities.
         return masked.unit(sum(self._unit(variables, x) for x in parts))
+
+    def terms(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> dict[str, Array]:
+        """Of a fusion its image, "text/rgb" and, subtracted, "-text/ir"; anything else is one term.
+
+        The neck is affine: with SFF that of the sum is the sum of the necks, without it "neck" subtracts its constant.
+        """
+        whole, ir = self.embed(variables, features, use), self.infrared
+        if set(use) != {ir, "text"}:
+            return {"+".join(use): whole}
+        image, text = features["finetuned"][ir], features["text"]
+        parts = {ir: self._bn_features(variables, image), "text/rgb": self._bn_features(variables, text["rgb"])}
+        alone = tuple(parts) if self.ensemble else ()
+        last = text[ir] if self.sff else jnp.zeros_like(image)
+        parts[f"-text/{ir}" if self.sff else "neck"] = -self._bn_features(variables, last)
+        return terms_of_sum(self._bn_features(variables, self.fuse(image, text)), parts, alone)
 
     def parts(self, variables: dict, features: dict[str, Any], use: tuple[str, ...]) -> tuple[Array, Array]:
         """BN features of visible and infrared images; captions are no part, as they share a space with all images."""
@@ -263,11 +277,14 @@ class TVILFM(Method):
 
     def _unit(self, variables: dict, feats: Array) -> Array:
         """BN features at unit length: feats [B,D] -> [B,D]."""
+        return masked.unit(self._bn_features(variables, feats))
+
+    def _bn_features(self, variables: dict, feats: Array) -> Array:
         params, stats = variables["params"], variables["batch_stats"]
         if self.neck == "base":
             params, stats = params["base"], stats["base"]
         head = {"params": params["head"], "batch_stats": stats["head"]}
-        return masked.unit(self.head.apply(head, feats, method="bn_features"))
+        return self.head.apply(head, feats, method="bn_features")
 
     def _blanked(self, batch: Batch) -> dict[str, Array]:
         """The pictures, with zeros where they are missing; the views of a picture are missing with it."""

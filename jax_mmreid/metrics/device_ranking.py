@@ -69,6 +69,16 @@ def ranks(
     return _Search(query, gallery, rows, mesh).first_pass(by_identity, pairs=False)[0]
 
 
+def scores(
+    query: np.ndarray | Vectors, gallery: np.ndarray | Vectors, rows: Relevance, mesh: Mesh, chosen: np.ndarray
+) -> np.ndarray:
+    """Similarities [n,G] of the queries chosen [n], those that `rank` compares to the last bit; -inf of junk.
+
+    The other arguments and errors are those of `rank`. `ranking.order` of -similarities is the order behind the ranks.
+    """
+    return _Search(query, gallery, rows, mesh).scores(chosen)
+
+
 class _Search:
     """The gallery on the devices, in whole tiles and as many on each; queries with a match, in blocks."""
 
@@ -97,10 +107,23 @@ class _Search:
         order = order[self.count[order] > 0]
         for start in range(0, len(order), self.side):
             chosen = order[start : start + self.side]
-            rows = np.pad(chosen, (0, self.side - len(chosen)), constant_values=-1)
-            pid = np.where(rows < 0, -1, self.rows.query_pid[rows])
-            junk = np.where(rows < 0, 0, self.rows.query_junk[rows])
-            yield chosen, Side(self.query.placed(rows, self.mesh), self.put(pid), self.put(junk))
+            yield chosen, self.block(chosen)
+
+    def block(self, chosen: np.ndarray) -> Side:
+        """The block of at most `side` queries."""
+        rows = np.pad(chosen, (0, self.side - len(chosen)), constant_values=-1)
+        pid = np.where(rows < 0, -1, self.rows.query_pid[rows])
+        junk = np.where(rows < 0, 0, self.rows.query_junk[rows])
+        return Side(self.query.placed(rows, self.mesh), self.put(pid), self.put(junk))
+
+    def scores(self, chosen: np.ndarray) -> np.ndarray:
+        """Similarities [n,G] of queries [n], -inf of junk."""
+        G, found = len(self.rows.gallery_pid), [np.zeros((0, len(self.rows.gallery_pid)), np.float32)]
+        for start in range(0, len(chosen), self.side):
+            own = chosen[start : start + self.side]
+            part = _block_scores(self.block(own), self.tiles, mesh=self.mesh, packing=self.query.packing)
+            found.append(jax.device_get(part)[: len(own), :G])
+        return np.concatenate(found)
 
     def first_pass(self, by_identity: bool, pairs: bool) -> tuple[Ranks, np.ndarray, np.ndarray]:
         """The ranks; and, with `pairs`, keys [n] of matches and counts [HALF] of negative pairs' keys by upper half."""
@@ -237,6 +260,19 @@ def _block_lower(query: Side, upper: Array, tiles: Side, *, mesh: Mesh, packing:
         return jax.lax.psum(counts, mesh.axis_names).reshape(n, HALF)
 
     return _on_mesh(body, mesh, query, upper, tiles)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "packing"))
+def _block_scores(query: Side, tiles: Side, *, mesh: Mesh, packing: Packing | None) -> Array:
+    """Similarities [b,T*g] with the whole gallery, on every device; -inf of what is hidden."""
+
+    def body(query: Side, tiles: Side) -> Array:
+        scores, _, index = _scores(query, tiles, mesh, packing)
+        whole = jnp.full((len(scores), mesh.size * len(index)), -jnp.inf)
+        whole = jax.lax.pcast(whole, mesh.axis_names, to="varying")
+        return jax.lax.pmax(jax.lax.dynamic_update_slice(whole, scores, (0, index[0])), mesh.axis_names)
+
+    return _on_mesh(body, mesh, query, tiles)
 
 
 def _scores(query: Side, tiles: Side, mesh: Mesh, packing: Packing | None) -> tuple[Array, Array, Array]:

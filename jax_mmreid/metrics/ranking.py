@@ -137,16 +137,27 @@ def rank(dist: np.ndarray | Iterable[np.ndarray], rows: Relevance, *, by_identit
     return scores(Ranks(hits, first)) | tprs
 
 
+def order(dist: np.ndarray, rows: Relevance, query: int) -> np.ndarray:
+    """The gallery rows [n] that are not junk for a query with distances dist [G], the nearest first."""
+    kept = np.flatnonzero(rows.gallery_junk != rows.query_junk[query])
+    return kept[np.argsort(dist[kept], kind="stable")]
+
+
+def average_precisions(ranks: Ranks) -> np.ndarray:
+    """AP of every query [Q], NaN without a match; their mean over those with one is mAP."""
+    precision = np.arange(1, ranks.hits.shape[1] + 1) / np.maximum(ranks.hits, 1)
+    count = np.where(ranks.first > 0, np.count_nonzero(ranks.hits, axis=1), np.nan)
+    return np.sum(precision, axis=1, where=ranks.hits > 0) / count
+
+
 def scores(ranks: Ranks) -> dict:
     """mAP, mINP, the CMC and its named ranks of queries with a match, and their number."""
     valid = ranks.first > 0
     hits = ranks.hits[valid]
-    count = np.count_nonzero(hits, axis=1)
-    precision = np.arange(1, hits.shape[1] + 1) / np.maximum(hits, 1)
     cmc = np.array([np.mean(ranks.first[valid] <= r) for r in range(1, MAX_RANK + 1)])
     return {
-        "mAP": float(np.mean(np.sum(precision, axis=1, where=hits > 0) / count)),
-        "mINP": float(np.mean(count / hits.max(axis=1))),
+        "mAP": float(np.mean(average_precisions(ranks)[valid])),
+        "mINP": float(np.mean(np.count_nonzero(hits, axis=1) / hits.max(axis=1))),
         **{f"rank{r}": float(cmc[r - 1]) for r in RANKS},
         "cmc": cmc,
         "num_valid": int(valid.sum()),

@@ -1,7 +1,5 @@
 """Retrieval vectors of one block per modality, and what fills the blocks of pictures that are missing or not used."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from jax import Array
 
@@ -25,17 +23,3 @@ def join(parts: Array, *, normalise: bool) -> Array:
     """Unit vectors [B,M*D] of parts [B,M,D]; with `normalise` each part has unit length before they are joined."""
     parts = masked.unit(parts) if normalise else parts
     return masked.unit(parts.reshape(len(parts), -1))
-
-
-def split(vectors: Array, names: Sequence[str], imputed: Array) -> dict[str, Array]:
-    """The blocks of vectors [B,M*D], each [B,M*D] with zeros around it; they add up to the vectors.
-
-    Those that are `imputed` [B,M] are terms of their own, "imputed rgb": a row has zeros in one of the two.
-    """
-    blocks = vectors.reshape(len(vectors), len(names), -1)
-    found = {}
-    for i, name in enumerate(names):
-        alone = jnp.zeros_like(blocks).at[:, i].set(blocks[:, i]).reshape(vectors.shape)
-        found[name] = masked.blank(alone, ~imputed[:, i])
-        found[f"imputed {name}"] = masked.blank(alone, imputed[:, i])
-    return found

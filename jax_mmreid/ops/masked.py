@@ -25,6 +25,11 @@ def blank(x: jax.Array, present: jax.Array) -> jax.Array:
 def unit(x: jax.Array, axis: int = -1) -> jax.Array:
     """x divided by its L2 norm along `axis`, float32; a zero vector stays zero and gets a zero gradient."""
     x = x.astype(jnp.float32)
+    return x * inverse_length(x, axis)
+
+
+def inverse_length(x: jax.Array, axis: int = -1) -> jax.Array:
+    """1 divided by the L2 norm of float32 x along `axis`, which stays with size 1; 0, and no gradient, for zeros."""
     square = jnp.sum(x * x, axis, keepdims=True)
     long = square > SHORTEST**2
-    return x * jnp.where(long, jax.lax.rsqrt(jnp.where(long, square, 1)), 0)
+    return jnp.where(long, jax.lax.rsqrt(jnp.where(long, square, 1)), 0)
