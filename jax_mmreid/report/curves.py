@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from etils.epath import PathLike
+
+from jax_mmreid.paths import place
 from jax_mmreid.report import charts
 from jax_mmreid.report.page import Picture, Section
 
@@ -25,9 +27,9 @@ class Log(NamedTuple):
     phases: tuple[int, ...]  # the first step of each phase but the first
 
 
-def read(workdir: str | Path, name: str) -> Log:
+def read(workdir: PathLike, name: str) -> Log:
     """The log of a workdir; a run in progress may be writing the last line, which is left out then."""
-    workdir = Path(workdir)
+    workdir = place(workdir)
     config, spec = (json.loads((workdir / file).read_text()) for file in ("config.json", "data_spec.json"))
     path = workdir / "metrics.jsonl"
     written = path.read_text().splitlines(keepends=True) if path.exists() else []

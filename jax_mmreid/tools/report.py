@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils.epath import PathLike
 
 from input_pipeline import DataConfig, OpenedData, load_records
 from jax_mmreid import evaluate, experiment, run
@@ -32,6 +33,7 @@ from jax_mmreid.evaluators import runner
 from jax_mmreid.evaluators.encoder import Encoder
 from jax_mmreid.evaluators.retrieval import Retrieval
 from jax_mmreid.inference import TrainedModel
+from jax_mmreid.paths import place
 from jax_mmreid.recipes import missing_settings
 from jax_mmreid.report import curves, results, runs, sides
 from jax_mmreid.report.page import Section, page
@@ -51,7 +53,7 @@ class Opened(NamedTuple):
     is_own: bool  # whether data and rows are those of the run
 
 
-def open_run(workdir: str | Path, step: str = "last", file: str = "", overrides: Sequence[str] = ()) -> Opened:
+def open_run(workdir: PathLike, step: str = "last", file: str = "", overrides: Sequence[str] = ()) -> Opened:
     """A checkpoint of a workdir with its own data, or with those of a config file.
 
     `overrides` are fields of that config, without a file only of config.data. Raises ConfigError for a workdir without
@@ -67,7 +69,7 @@ def open_run(workdir: str | Path, step: str = "last", file: str = "", overrides:
     else:
         set_data_fields(config, overrides, "without --config, fields of config.data only")
     data = run.open_dataset(config, workdir)
-    evaluate.spec_differences(model.spec, experiment.model_spec(config, data), Path(workdir))
+    evaluate.spec_differences(model.spec, experiment.model_spec(config, data), place(workdir))
     return Opened(model, number, config, data, not file and not overrides)
 
 
@@ -95,7 +97,7 @@ def subject_of(opened: Opened, names: Sequence[str] = (), seed: int = 0) -> Subj
     return Subject(method, model.variables, data, model.mesh, **levels, rows=shown, encoder=encoder, seed=seed)
 
 
-def measured(opened: Opened, subject: Subject, workdir: str | Path) -> dict:
+def measured(opened: Opened, subject: Subject, workdir: PathLike) -> dict:
     """The results of the checkpoint, as results.json has them; measured now unless the workdir has them.
 
     With them are pairs of the settings of missing modalities, by whole vectors and by what both have.
@@ -121,7 +123,7 @@ def measured(opened: Opened, subject: Subject, workdir: str | Path) -> dict:
 
 
 def sections(
-    workdirs: Sequence[str | Path], opened: Opened, subject: Subject, queries: Sequence[int] = ()
+    workdirs: Sequence[PathLike], opened: Opened, subject: Subject, queries: Sequence[int] = ()
 ) -> Iterator[Section]:
     """The page, part by part; what has nothing to show is left out. `queries` are rows of `query_split`."""
     found = measured(opened, subject, workdirs[0])
@@ -141,13 +143,13 @@ def sections(
             yield section
 
 
-def write(title: str, found: Sequence[Section], output: str | Path) -> str:
-    """Writes report.html and its pictures into a folder; says in words what."""
-    output, pictures = Path(output), [picture for section in found for picture in section.pictures]
+def write(title: str, found: Sequence[Section], output: PathLike) -> str:
+    """Writes report.html and its pictures into a folder; returns in words what."""
+    output, pictures = place(output), [picture for section in found for picture in section.pictures]
     output.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         (output / f"{picture.name}.png").write_bytes(picture.png)
-    (output / "report.html").write_text(page(title, found), encoding="utf-8")
+    (output / "report.html").write_bytes(page(title, found).encode())
     return f"{output / 'report.html'}: {len(found)} sections, {len(pictures)} pictures"
 
 
@@ -196,10 +198,10 @@ def _place(row: Mapping, modalities: Sequence[str]) -> tuple[str, int]:
     return row.get("group", ""), order.index(row.get("setting"))
 
 
-def _written(workdir: str | Path, step: int) -> dict | None:
+def _written(workdir: PathLike, step: int) -> dict | None:
     """The results that a workdir has of a step, on its own data."""
     for file in ("results.json", "results_best.json"):
-        path = Path(workdir, file)
+        path = place(workdir) / file
         found = json.loads(path.read_text()) if path.exists() else {}
         if found.get("step") == step and "forced" not in found and "columns" in found:
             return found
@@ -219,7 +221,7 @@ def _pairs(evals: Mapping[str, Mapping], subject: Subject) -> dict[str, dict]:
     return {name: subject.rows[name] for name in names} | pairs if pairs else {}
 
 
-def _about(workdir: str | Path, opened: Opened, subject: Subject) -> Section:
+def _about(workdir: PathLike, opened: Opened, subject: Subject) -> Section:
     """Which model is looked at, and with what."""
     saved, spec = run.saved_config(workdir), opened.model.spec
     facts = [
@@ -240,7 +242,7 @@ def _about(workdir: str | Path, opened: Opened, subject: Subject) -> Section:
     return Section("Model and data", tables=tables)
 
 
-def _names(workdirs: Sequence[str | Path]) -> list[str]:
+def _names(workdirs: Sequence[PathLike]) -> list[str]:
     """What runs are called: their folders below the one that they share."""
     paths = [Path(workdir).resolve() for workdir in workdirs]
     if len(paths) == 1:
@@ -272,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         queries = find_queries(arguments.query, subject, opened.config)
         found = list(sections(workdirs, opened, subject, queries))
         title = f"Report on {_names(workdirs[:1])[0]}"
-        print(write(title, found, arguments.output or Path(workdirs[0], "report")))
+        print(write(title, found, arguments.output or place(workdirs[0]) / "report"))
     except (ConfigError, DataError) as error:
         return report_error("report", error)
     return 0
