@@ -39,6 +39,11 @@ def test_sections_have_links_and_a_table_may_have_no_head():
     assert '<td>x</td><td class="number">-1.5</td>' in found
 
 
+def test_a_notebook_shows_a_section_as_the_page_does(png):
+    section = Section(EVIL, EVIL, [Picture("a", png, EVIL)], [("", [["", EVIL], [EVIL, "5"]])])
+    assert section._repr_html_() in page("t", [section])
+
+
 def test_a_picture_has_the_size_that_was_asked_for_and_the_same_bytes_each_time(png):
     assert Image.open(io.BytesIO(png)).size == (3 * charts.DPI, 2 * charts.DPI)
     again = []

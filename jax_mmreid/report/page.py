@@ -35,6 +35,10 @@ class Section(NamedTuple):
     # (caption, rows of cells), the first row is the head; of a table without one its cells are empty.
     tables: Sequence[tuple[str, Sequence[Sequence[str]]]] = ()
 
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return _section(0, self)
+
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """The sections as an HTML document, with a list of them at the top; for light and dark screens."""
