@@ -32,6 +32,7 @@ from jax_mmreid.evaluators.programs import (
 )
 from jax_mmreid.methods import Features, Method
 from jax_mmreid.metrics import galleries, vectors
+from jax_mmreid.metrics.similarity import Packing
 from jax_mmreid.metrics.vectors import Vectors
 from jax_mmreid.sharding import replicated, to_global
 
@@ -102,23 +103,26 @@ class Encoder:
 
         The split is read once and encoded once per change; features and vectors are not kept.
         """
-        method = self.method.with_options(options, "options")
-        imputer = None if form == COMMON else method.imputer(use)
-        static, used, packing = dict(method=method, use=use, form=form), self._used(use), None
-        found, valid = [[] for _ in changes], []
+        found, valid, packing = [[] for _ in changes], [], None
         for batch in self.data.split(split):
             batch = {key: x for key, x in _only(batch, self._uses[split]).items() if key != "captions"}
             valid.append(distributed.gather(batch["valid"]))
             batch = to_global(batch, self.mesh)
-            settings = self._settings(count_rows(batch))
             for own, change in zip(found, changes):
-                x = encode(self.variables, change(batch), method=self.method, **settings, **self._normalization)
-                if imputer is not None:
-                    x = impute(self.variables, x, used, method=imputer, **settings)
-                packing = packing or packing_of(method, self.variables, x, use, form)
-                own.append(distributed.gather(embed(self.variables, x, **static, **settings)))
+                x, packing = self._read(change(batch), use, options, form)
+                own.append(x)
         whole = (np.concatenate([x[keep] for x, keep in zip(own, valid)]) for own in found)
         return [vectors.on_host(x, packing) for x in whole]
+
+    def of_batch(self, batch: Batch, use: Use, options: dict, *, form: str = EMBED) -> Vectors:
+        """The `vectors` of the valid rows of a host batch, which may have been changed after it was read.
+
+        The devices share its rows evenly. Nothing is kept.
+        """
+        batch = {key: x for key, x in _only(batch, use).items() if key != "captions"}
+        batch = to_global(batch, self.mesh)
+        found, packing = self._read(batch, use, options, form)
+        return vectors.on_host(found[distributed.gather(batch["valid"])], packing)
 
     def terms(
         self, split: str, use: Use, options: dict, rows: np.ndarray, *, mixed: int | None = None
@@ -154,6 +158,17 @@ class Encoder:
     def fetch(self, found: Vectors) -> np.ndarray:
         """Vectors [n,D] on the host."""
         return jax.device_get(found.local(self.mesh))
+
+    def _read(self, batch: Batch, use: Use, options: dict, form: str) -> tuple[np.ndarray, Packing | None]:
+        """The vectors [B,D] of all rows of a global batch, on the host, and how they are packed."""
+        method = self.method.with_options(options, "options")
+        imputer = None if form == COMMON else method.imputer(use)
+        settings = self._settings(count_rows(batch))
+        x = encode(self.variables, batch, method=self.method, **settings, **self._normalization)
+        if imputer is not None:
+            x = impute(self.variables, x, self._used(use), method=imputer, **settings)
+        found = embed(self.variables, x, method=method, use=use, form=form, **settings)
+        return distributed.gather(found), packing_of(method, self.variables, x, use, form)
 
     def _encoded(self, side: Side) -> Encoded:
         """The split of a side; without `mixed` all rows of `config.evals` share it, whatever they use."""

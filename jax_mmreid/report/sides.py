@@ -1,16 +1,14 @@
-"""The two sides of a retrieval row: the vectors that it compares, which rows they are of, what matches, what is junk."""
+"""The two sides of a retrieval row: the vectors that it compares, their rows, what matches and what is junk."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from jax_mmreid.evaluators.encoder import Encoder, Side, check_vectors
 from jax_mmreid.evaluators.retrieval import SIDES, Retrieval, complete
 from jax_mmreid.metrics import galleries, ranking
 from jax_mmreid.metrics.ranking import Relevance
-from jax_mmreid.metrics.similarity import similarities
 from jax_mmreid.metrics.vectors import Vectors
 
 
@@ -21,6 +19,12 @@ class Sides(NamedTuple):
     rows: tuple[np.ndarray, np.ndarray]  # [Q] and [G], of their splits
     vectors: tuple[Vectors, Vectors]  # of these rows
     relevance: Relevance
+
+
+def widest(rows: Mapping[str, dict]) -> str:
+    """The name of the row whose queries use the most and show all that they have of it; "" if there is none."""
+    whole = [name for name, row in rows.items() if "mixed" not in row["query"]]
+    return max(whole, key=lambda name: len(rows[name]["query"]["use"]), default="")
 
 
 def names(row: Mapping) -> tuple[Side, Side]:
@@ -52,8 +56,19 @@ def read(row: Mapping, encoder: Encoder) -> Sides:
     return Sides(both, rows, (query, gallery), relevance)
 
 
-def scores(sides: Sides, queries: np.ndarray, encoder: Encoder) -> np.ndarray:
-    """Scores [n,G] float32 of the queries at these places [n] of the Q."""
-    query, gallery = sides.vectors
-    found = similarities(query[queries].local(encoder.mesh), gallery.local(encoder.mesh), query.packing)
-    return jax.device_get(found)
+def grouped(rows: Mapping[str, dict], *fields: str) -> dict[str, dict[str, dict]]:
+    """{group: {label: row}} of rows that compare different vectors, or differ in one of these fields."""
+    found, seen = {}, []
+    for name, row in rows.items():
+        whole = Retrieval.DEFAULTS | row
+        key = names(row), whole["options"], Retrieval(row).form, [whole[field] for field in fields]
+        if key not in seen:
+            seen.append(key)
+            found.setdefault(row.get("group", ""), {})[row.get("setting", name)] = row
+    return found
+
+
+def used(row: Mapping) -> str:
+    """What a row compares, in words: "rgb+tir", or with another gallery "ir > rgb"."""
+    query, gallery = ("+".join(side.use) for side in names(row))
+    return query if query == gallery else f"{query} > {gallery}"
