@@ -13,6 +13,7 @@ pictures are read in the size of the model.
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -65,7 +66,7 @@ def open_run(workdir: PathLike, step: str = "last", file: str = "", overrides: S
     config = saved
     if file:
         config = load_config(file, overrides)
-        config.data.update({key: saved.data[key] for key in READING})
+        config.data.update({key: saved.data[key] for key in READING} | {"fit_batch": True})  # nobody trains on it
     else:
         set_data_fields(config, overrides, "without --config, fields of config.data only")
     data = run.open_dataset(config, workdir)
@@ -267,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random, default %(default)s")
     parser.add_argument("--output", default="", help="a folder; default: report in the first workdir")
     arguments, overrides = parse_with_overrides(parser, argv)
+    logging.getLogger("jax_mmreid.evaluators").setLevel(logging.ERROR)  # the page says which rows are left out
     workdirs, names = arguments.workdir, tuple(filter(None, arguments.rows.split(",")))
     try:
         opened = open_run(workdirs[0], arguments.step, arguments.config, overrides)
