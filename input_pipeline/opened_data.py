@@ -14,8 +14,10 @@ from input_pipeline.reading.sampler import IdentitySampler, PairSampler
 from input_pipeline.records import Records, single_identities
 from input_pipeline.text.token_table import tokenize
 from input_pipeline.text.tokenizer import Tokenizer
-from jax_mmreid.batch import Batch, DataSpec
+from jax_mmreid.batch import Batch, DataSpec, Share
 from jax_mmreid.errors import ConfigError, DataError
+
+WHOLE = Share()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class OpenedData:
     _splits: dict[str, loader.Reader]
     _sampler: IdentitySampler | PairSampler
     _eval_batch_size: int
-    _reading: dict  # threads and shard, for the loader
+    _reading: dict  # threads and share, for the loader
     _tokenizer: Tokenizer | None
     _train_list: str  # fingerprint of the whole training list
 
@@ -105,11 +107,11 @@ class OpenedData:
         return self._splits[name]
 
 
-def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: tuple[int, int] = (0, 1)) -> OpenedData:
+def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, share: Share = WHOLE) -> OpenedData:
     """Opens a dataset for training and evaluation.
 
     `missing` says which training pictures are hidden; `seed` decides the order of training rows and which captions
-    are rephrased; `shard` is (process index, number of processes): each process reads its block of every batch.
+    are rephrased; of every batch, the rows of a `share` are read.
     Raises ConfigError for a config that cannot be, DataError for data that cannot be used.
     """
     records = load_records(config)
@@ -121,7 +123,7 @@ def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: t
     if config.instances > 1 or config.pairs:  # else the loss does not compare pictures of one identity
         _check_identities(config.name, train, [r for split, r in records.items() if split != "train"])
     config = _fitted(config, len(np.unique(train.pid)))
-    _check_shard(shard, config.identities * config.instances, config.eval_batch_size)
+    _check_share(share, config.identities * config.instances, config.eval_batch_size)
     tables, tokenizer = tokenize(config.name, records | {"train": train}, config.text, seed=seed)
     pids, label = np.unique(train.pid, return_inverse=True)
     splits = {split: loader.Split(r, r.has_file(), None, tables.get(split)) for split, r in records.items()}
@@ -149,7 +151,7 @@ def open_data(config: DataConfig, *, missing: MissingConfig, seed: int, shard: t
         _splits={split: _reader(config, x, drop=split == "train") for split, x in splits.items()},
         _sampler=sampler,
         _eval_batch_size=config.eval_batch_size,
-        _reading=dict(threads=config.threads, shard=shard),
+        _reading=dict(threads=config.threads, share=share),
         _tokenizer=tokenizer,
         _train_list=whole.fingerprint(),
     )
@@ -172,17 +174,13 @@ def _fitted(config: DataConfig, identities: int) -> DataConfig:
     return dataclasses.replace(config, identities=identities, instances=instances)
 
 
-def _check_shard(shard: tuple[int, int], batch_size: int, eval_batch_size: int) -> None:
-    index, count = shard
-    if not 0 <= index < count:
-        raise ValueError(f"data: there is no process {index} among {count}")
-    if batch_size % count:
-        raise ConfigError(
-            f"config.data.identities x config.data.instances: {batch_size} training rows do not divide by {count} "
-            "processes; change one of the two"
-        )
-    if eval_batch_size % count:
-        raise ConfigError(f"config.data.eval_batch_size={eval_batch_size}: does not divide by {count} processes")
+def _check_share(share: Share, batch_size: int, eval_batch_size: int) -> None:
+    if not share.blocks or not set(share.blocks) <= set(range(share.of)):
+        raise ValueError(f"data: there are no blocks {share.blocks} of {share.of}")
+    training, evaluation = "config.data.identities x config.data.instances", "config.data.eval_batch_size"
+    for field, rows in ((training, batch_size), (evaluation, eval_batch_size)):
+        if rows % share.of:
+            raise ConfigError(f"{field}: {rows} rows do not divide over {share.of} devices of axis 'data'; change it")
 
 
 def _masks(records: Records, modalities: tuple[str, ...], missing: MissingConfig) -> np.ndarray:

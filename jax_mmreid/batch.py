@@ -40,6 +40,17 @@ import numpy as np
 Batch = dict
 
 
+class Share(NamedTuple):
+    """The rows of every batch that a process reads: `blocks`, ascending, of its `of` blocks of equally many rows."""
+
+    blocks: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def rows(self, total: int) -> np.ndarray:
+        """Their numbers in a batch of `total` rows, a multiple of `of`; ascending."""
+        return np.arange(total).reshape(self.of, -1)[list(self.blocks)].reshape(-1)
+
+
 class Modality(NamedTuple):
     """An entry of the table of modalities. The name is also the manifest's column and the key in every batch."""
 

@@ -26,6 +26,7 @@ RUNTIME_FIELDS = (
     "eval_from",
     "save_every",
     "log_every",
+    "watchdog",
     "mesh",
     "data.data_dir",
     "data.source",
@@ -58,6 +59,8 @@ RANGES = {
     r"optim\.schedule\.(warmup|milestones)": "[0, inf)",
     r"optim\.schedule\.reference": "(0, inf)",
     r"optim\.schedule\.(floor|warmup_factor|gamma)": "[0, 1]",
+    r"watchdog\.multiple": "[0, inf)",
+    r"watchdog\.(least|other)": "(0, inf)",
     r"mesh\.data": "[-1, inf)",
     r"mesh\.model": "[1, inf)",
 }
@@ -108,6 +111,8 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             eval_from=0,  # epochs done before the first evaluation
             save_every=1,  # epochs
             log_every=10,  # steps
+            # seconds after which a process of several gives up: see watchdog.py
+            watchdog=dict(multiple=30.0, least=120.0, other=3600.0),
         )
     )
 

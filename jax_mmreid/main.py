@@ -8,13 +8,14 @@ import logging
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 import absl.logging
 from absl import app, flags
 
 from jax_mmreid.config_file import load_config, split_overrides
-from jax_mmreid.errors import EXIT_CODES, ConfigError, report_error
+from jax_mmreid.errors import EXIT_CODES, ConfigError, NonFiniteError, PreemptedError, report_error
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ NEXT = (
     "Search your own pictures: python -m jax_mmreid.tools.embed --workdir=%s --store=gallery FOLDER; "
     "see docs/own_pictures.md"
 )
+
+COMMON = (NonFiniteError, PreemptedError)  # raised by all processes of a run at once
 
 CONFIG = flags.DEFINE_string(
     "config", None, "Config file, with its argument after a colon; --config.FIELD=VALUE sets one of its fields."
@@ -42,16 +45,27 @@ FORCE = flags.DEFINE_boolean(
 WATCH = flags.DEFINE_boolean(
     "watch", False, "Let --mode=eval follow a run, before or while it trains, and evaluate each new checkpoint of it."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "host:port of process 0 of several; on Cloud TPU, SLURM and Kubernetes it is found out."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 0, "The number of processes, found out likewise; 1 starts without others.", lower_bound=0
+)
+PROCESS_ID = flags.DEFINE_integer("process_id", -1, "The number of this process, from 0, found out likewise.")
+STARTUP_TIMEOUT = flags.DEFINE_integer(
+    "startup_timeout", 300, "Seconds within which all processes must have started.", lower_bound=1
+)
 
 
 def main(argv: list[str]) -> int:
     """Runs a mode on `parse`d arguments and returns the exit code."""
     # Heavy imports come after the flags, so that a misspelled flag answers at once.
-    from jax_mmreid import run
+    from jax_mmreid import distributed, run
     from jax_mmreid.report import tables
 
     def command() -> None:
-        config = load_config(CONFIG.value, argv[1:])
+        with distributed.together():
+            config = load_config(CONFIG.value, argv[1:])
         if MODE.value == "plan":
             print(run.plan(config))
         elif WATCH.value:
@@ -68,15 +82,30 @@ def main(argv: list[str]) -> int:
 
 
 def run_as_command(command: Callable[[], None]) -> int:
-    """Calls `command` with messages on standard error; returns its exit code, that of the error if it raises one."""
+    """Calls `command` with messages on standard error; returns its exit code, that of the error if it raises one.
+
+    Before that it joins the other processes, if there are any.
+    """
     import jax
 
+    from jax_mmreid import distributed, startup
+
     _log_to_stderr()
-    log.info("jax %s on %d x %s", jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
+    address = startup.Address(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
+        startup.initialise(address, STARTUP_TIMEOUT.value)
+        log.info("jax %s on %s", jax.__version__, distributed.describe())
         command()
     except tuple(EXIT_CODES) as error:
-        return report_error("jax_mmreid", error)
+        code = report_error("jax_mmreid", error)
+        if not isinstance(error, COMMON):
+            distributed.leave(code)
+        return code
+    except Exception:
+        if distributed.is_multiprocess():
+            traceback.print_exc()
+            distributed.leave(1)
+        raise
     return 0
 
 

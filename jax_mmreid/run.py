@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ import numpy as np
 from etils.epath import PathLike
 from PIL import Image
 
+import input_pipeline
+import jax_mmreid
 from input_pipeline import DataConfig, MissingConfig, OpenedData, describe, open_data
 from input_pipeline.reading import images
 from input_pipeline.text.tokenizer import open_tokenizer
@@ -39,6 +42,8 @@ from jax_mmreid.inference import TrainedModel
 from jax_mmreid.paths import place
 
 log = logging.getLogger(__name__)
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # equal on all processes of a run
 
 
 class Job(NamedTuple):
@@ -59,7 +64,7 @@ def train_and_evaluate(config: ConfigDict, workdir: PathLike) -> dict:
         if not is_finished(before):
             log.info("first %s in %s, which this run starts from", before.config.method, before.workdir)
             chain([before])
-    data = open_dataset(config)
+    data = _open_together(config)
     _log_data(config, data)
     config = run_length.choose(config, workdir, data)
     training.train(config, workdir, data)
@@ -99,13 +104,13 @@ def evaluate(config: ConfigDict, workdir: PathLike, step: str = "last", force: b
     `step` and `force` are those of `jax_mmreid.evaluate.evaluate`.
     """
     config = run_length.from_workdir(config, workdir)
-    return evaluation.evaluate(config, workdir, open_dataset(config, workdir), step, force)
+    return evaluation.evaluate(config, workdir, _open_together(config, workdir), step, force)
 
 
 def watch(config: ConfigDict, workdir: PathLike) -> Iterator[dict]:
     """Evaluates each new checkpoint of a run in progress and yields its results, up to those of the last step."""
     config = run_length.from_workdir(config, workdir)
-    return watching.watch(config, workdir, functools.partial(open_dataset, config, workdir))
+    return watching.watch(config, workdir, functools.partial(_open_together, config, workdir))
 
 
 def plan(config: ConfigDict) -> str:
@@ -125,7 +130,8 @@ def open_dataset(config: ConfigDict, workdir: PathLike | None = None) -> OpenedD
     if kept is not None and kept.is_dir():
         fields["text"] = fields["text"] | {"tokenizer": str(kept)}
     missing = MissingConfig.from_dict(config.missing.to_dict())
-    return open_data(DataConfig.from_dict(fields), missing=missing, seed=config.seed, shard=distributed.shard())
+    share = distributed.share(functools.partial(sharding.make_mesh, **config.mesh))
+    return open_data(DataConfig.from_dict(fields), missing=missing, seed=config.seed, share=share)
 
 
 def saved_config(workdir: PathLike) -> ConfigDict:
@@ -160,6 +166,25 @@ def load_model(
         read_image=functools.partial(_read_image, spec),
         tokenize=tokenize,
     )
+
+
+def _open_together(config: ConfigDict, workdir: PathLike | None = None) -> OpenedData:
+    """`open_dataset` on all processes, which must have the same config, code, packages and data."""
+    with distributed.together():
+        data = open_dataset(config, workdir)
+    code = {"config": config_hash(config), "evals": evals_hash(config), "code": _code_hash()}
+    packages = {name: version(name) for name in PACKAGES}
+    distributed.require_equal(code | packages, {"data": data.spec.fingerprint})
+    return data
+
+
+def _code_hash() -> str:
+    """Twelve hexadecimal digits that name the code of this project."""
+    digest = hashlib.sha256()
+    for package in (jax_mmreid, input_pipeline):
+        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _log_data(config: ConfigDict, data: OpenedData) -> None:

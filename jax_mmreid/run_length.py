@@ -14,7 +14,7 @@ import time
 import jax
 from etils.epath import PathLike
 
-from jax_mmreid import experiment, sharding
+from jax_mmreid import distributed, experiment, sharding
 from jax_mmreid.batch import Data
 from jax_mmreid.config import ConfigDict
 from jax_mmreid.errors import ConfigError
@@ -48,7 +48,7 @@ def choose(config: ConfigDict, workdir: PathLike, data: Data) -> ConfigDict:
         return from_workdir(config, workdir)
     if length.steps:
         return _with_epochs(config, math.ceil(length.steps / steps))
-    if jax.process_count() > 1:
+    if distributed.is_multiprocess():
         raise ConfigError("config.length.seconds is for one process; set config.length.steps or epochs")
     begin = time.monotonic()
     seconds = step_seconds(config, data)

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_mmreid import distributed
@@ -17,14 +17,25 @@ from jax_mmreid.errors import ConfigError
 
 
 def make_mesh(*, data: int, model: int, devices: list | None = None) -> Mesh:
-    """A mesh of the first data x model devices; -1 for `data` takes all there are. Raises ConfigError if too few."""
+    """A mesh of the first data x model devices; -1 for `data` takes all there are.
+
+    Devices are placed so that the axis "model", which communicates most, has the shortest ways; of several slices, each
+    holds whole parts of the axis "data". Raises ConfigError if there are too few devices.
+    """
     devices = jax.devices() if devices is None else devices
     data = len(devices) // model if data == -1 else data
     used = data * model
     # A process without a device in the mesh would have nothing to do, so several processes use all they have.
     if not 0 < used <= len(devices) or (distributed.is_multiprocess() and used != len(devices)):
         raise ConfigError(f"mesh of data={data} x model={model} does not fit {len(devices)} devices")
-    return Mesh(np.asarray(devices[:used]).reshape(data, model), ("data", "model"))
+    slices = len({getattr(device, "slice_index", 0) for device in devices[:used]})
+    if slices > 1 and data % slices:
+        raise ConfigError(f"mesh of data={data} does not divide over {slices} slices; choose a multiple for mesh.data")
+    if slices > 1:
+        placed = mesh_utils.create_hybrid_device_mesh((data // slices, model), (slices, 1), devices[:used])
+    else:
+        placed = mesh_utils.create_device_mesh((data, model), devices[:used])
+    return Mesh(placed, ("data", "model"))
 
 
 def state_sharding(mesh: Mesh, state: Any, rules: tuple[tuple[str, tuple], ...]) -> Any:

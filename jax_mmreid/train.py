@@ -29,6 +29,7 @@ from jax_mmreid.methods import Method
 from jax_mmreid.ops import augment
 from jax_mmreid.paths import place
 from jax_mmreid.state import TrainState, merge, streams
+from jax_mmreid.watchdog import Watchdog
 from jax_mmreid.weights import init as weights_init
 from jax_mmreid.writer import Writer
 
@@ -91,7 +92,9 @@ def train(config: ConfigDict, workdir: PathLike, data: Data) -> None:
     meta = {"fingerprint": spec.fingerprint, "config_hash": config_hash(config), "seed": config.seed}
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
-        stopping = stack.enter_context(distributed.stop_signal())
+        must_stop = stack.enter_context(distributed.stopping())
+        watchdog = stack.enter_context(Watchdog(**config.watchdog))
+        distributed.require_equal({}, {f"the newest checkpoint in {workdir}": str(checkpoints.last())})
         if checkpoints.last() is not None and (workdir / "config.json").exists():
             require_same(workdir / "config.json", config)
         state = start_or_resume(config, exp, data, checkpoints)
@@ -106,14 +109,18 @@ def train(config: ConfigDict, workdir: PathLike, data: Data) -> None:
         step, stop, phase, run = start, False, None, None
         while step < total and not stop:
             if phase is not exp.phase(step):
+                watchdog.no_step()
                 phase = exp.phase(step)
                 run = writer.untimed(compile_step(config, exp, phase))
             state, scalars = run(state, next(batches))
             step += 1
+            watchdog.step(scalars)
 
-            stop = stopping.is_set()  # read once, so that what stops the loop is also what saves
+            stop = must_stop(step)  # asked once, so that what stops the loop is also what saves
             evaluating = not stop and _evaluates(config, step, spec)
             saving = stop or step == total or _due(step, config.save_every * spec.steps_per_epoch)
+            if saving or evaluating:
+                watchdog.no_step()
             if saving or evaluating or _due(step, config.log_every):
                 scalars = _finite(step, jax.device_get(scalars), checkpoints)
                 writer.write(step, scalars | writer.rate(step))

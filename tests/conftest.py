@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import DataConfig, MissingConfig, open_data
+from input_pipeline.opened_data import WHOLE
 from jax_mmreid import experiment
 from jax_mmreid.config import ConfigDict
 from jax_mmreid.metrics import protocols
@@ -130,14 +131,14 @@ def load_config(name, arg="") -> ConfigDict:
     return module.get_config(arg)
 
 
-def open_tiny(config: ConfigDict, shard=(0, 1)):
+def open_tiny(config: ConfigDict, share=WHOLE):
     """`open_data` as `run` calls it."""
-    return open_fields(missing=config.missing.to_dict(), seed=config.seed, shard=shard, **config.data.to_dict())
+    return open_fields(missing=config.missing.to_dict(), seed=config.seed, share=share, **config.data.to_dict())
 
 
-def open_fields(*, missing, seed, shard=(0, 1), **data):
+def open_fields(*, missing, seed, share=WHOLE, **data):
     """`open_data` of plain fields of `config.missing` and `config.data`."""
-    return open_data(DataConfig.from_dict(data), missing=MissingConfig.from_dict(missing), seed=seed, shard=shard)
+    return open_data(DataConfig.from_dict(data), missing=MissingConfig.from_dict(missing), seed=seed, share=share)
 
 
 def build(config: ConfigDict, data, devices=None):

@@ -11,7 +11,7 @@ from random_tree import tree as tree
 
 from input_pipeline.datasets import rgbnt201
 from input_pipeline.reading import loader, masks
-from jax_mmreid.batch import check
+from jax_mmreid.batch import Share, check
 from jax_mmreid.errors import DataError
 
 BROKEN = {
@@ -98,8 +98,9 @@ def test_a_row_without_readable_pictures_is_replaced_by_the_next_of_its_identity
                     np.testing.assert_array_equal(batch["label"], old["label"])
                     assert all(batch["present"][name].all() for name in ALL)
                     assert all(x.any() for name in ALL for x in batch["images"][name])
-            shards = [opened(copy, missing=NO_MASKS, on_bad_image="drop", shard=(i, 2)).train(6, 12) for i in range(2)]
-            for rows, *blocks in zip(want[6:], *shards, strict=True):
+            halves = (Share((i,), 2) for i in range(2))
+            shares = [opened(copy, missing=NO_MASKS, on_bad_image="drop", share=x).train(6, 12) for x in halves]
+            for rows, *blocks in zip(want[6:], *shares, strict=True):
                 assert join(blocks)["index"].tolist() == rows
     rows = join(list(data.split("train")))
     assert not np.isin([one, last], rows["index"]).any() and rows["valid"].sum() == 20

@@ -16,10 +16,10 @@ SCRIPTS = sorted([*ROOT.glob("launch/*.py"), *ROOT.glob("configs/*.py")])
 # A file imports from lower ranks only, and from its own package; the small files of rank 0 from each other.
 RANKS = (
     "errors ranges batch hub config config_file paths",
-    "ops metrics state distributed",
+    "ops metrics state distributed startup",
     "losses models",
     "weights recipes methods",
-    "optim sharding checkpoint writer",
+    "optim sharding checkpoint writer watchdog",
     "experiment",
     "evaluators cost search captioning export",
     "report",

@@ -1,4 +1,4 @@
-"""Opened data: batches as pure functions of the step, pixels, padding, shards, early close."""
+"""Opened data: batches as pure functions of the step, pixels, padding, shares, early close."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ import input_pipeline
 from input_pipeline.datasets import rgbnt201
 from input_pipeline.reading import loader, masks
 from jax_mmreid import sharding, train
-from jax_mmreid.batch import check
+from jax_mmreid.batch import Share, check
 from jax_mmreid.errors import ConfigError, DataError
 from jax_mmreid.metrics import galleries
 
@@ -86,16 +86,16 @@ def test_seed_changes_the_batches(tree):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_shards_together_are_the_unsharded_batches(tree, count):
-    size = dict(eval_batch_size=18)  # 13 test rows: the last of three shards is padding alone
+def test_shares_together_are_the_whole_batches(tree, count):
+    size = dict(eval_batch_size=18)  # 13 test rows: the last of three shares is padding alone
     whole = opened(tree, **size)
-    shards = [opened(tree, shard=(i, count), **size) for i in range(count)]
-    assert len({shard.spec.fingerprint for shard in shards}) == 1
-    for want, *blocks in zip(whole.train(2, 7), *(shard.train(2, 7) for shard in shards), strict=True):
+    shares = [opened(tree, share=Share((i,), count), **size) for i in range(count)]
+    assert len({share.spec.fingerprint for share in shares}) == 1
+    for want, *blocks in zip(whole.train(2, 7), *(share.train(2, 7) for share in shares), strict=True):
         assert len(blocks[0]["index"]) == 6 // count
         same(join(blocks), want)
     for split in ("train", "test"):
-        for want, *blocks in zip(whole.split(split), *(shard.split(split) for shard in shards), strict=True):
+        for want, *blocks in zip(whole.split(split), *(share.split(split) for share in shares), strict=True):
             same(join(blocks), want)
 
 
@@ -188,8 +188,8 @@ def test_split_in_which_nothing_can_match(copy, split, folder):
         ),
         (dict(options=dict(captoner="")), "no option 'captoner'; .*; did you mean 'captioner'"),
         (dict(options=dict(captioner=3)), "config.data.options.captioner=3: must be a string"),
-        (dict(shard=(0, 4)), "6 training rows do not divide by 4"),
-        (dict(shard=(1, 2), eval_batch_size=5), "config.data.eval_batch_size=5: does not divide by 2"),
+        (dict(share=Share((0,), 4)), "6 rows do not divide over 4 devices"),
+        (dict(share=Share((1,), 2), eval_batch_size=5), "eval_batch_size: 5 rows do not divide over 2 devices"),
         (dict(missing=MASKS | {"eta": (0.1,)}), "config.missing.eta=.*expected 3 rates"),
     ],
 )
@@ -218,8 +218,8 @@ def test_unknown_split_and_negative_start(tree):
     for method in (data.split, data.num_rows, data.present, data.columns):
         with pytest.raises(ConfigError, match="no split 'query'; there are train, test"):
             method("query")
-    with pytest.raises(ValueError, match="no process 2 among 2"):
-        opened(tree, shard=(2, 2))
+    with pytest.raises(ValueError, match=r"no blocks \(2,\) of 2"):
+        opened(tree, share=Share((2,), 2))
     with pytest.raises(ValueError, match="cannot start at step -1"):
         data.train(-1, 3)
     with pytest.raises(DataError, match="6 identities, fewer than the 7"):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from input_pipeline import datasets, tfds_builder
 from input_pipeline.reading import images, loader
-from jax_mmreid.batch import check
+from jax_mmreid.batch import Share, check
 from jax_mmreid.errors import DataError
 
 BOTH = ("rgb", "ir")
@@ -130,12 +130,12 @@ def test_threads_restarts_caches_and_processes_change_nothing(folder):
             for batch, other in zip(data.train(start, 9), want[start:], strict=True):
                 same(batch, other)
     for count in (2, 3):
-        shards = [opened(folder, shard=(i, count), eval_batch_size=12) for i in range(count)]
-        for other, *blocks in zip(want[2:], *(shard.train(2, 9) for shard in shards), strict=True):
+        shares = [opened(folder, share=Share((i,), count), eval_batch_size=12) for i in range(count)]
+        for other, *blocks in zip(want[2:], *(share.train(2, 9) for share in shares), strict=True):
             same(join(blocks), other)
         whole = opened(folder, eval_batch_size=12)
         for split in ("train", "query", "gallery"):
-            for other, *blocks in zip(whole.split(split), *(shard.split(split) for shard in shards), strict=True):
+            for other, *blocks in zip(whole.split(split), *(share.split(split) for share in shares), strict=True):
                 same(join(blocks), other)
     assert (next(opened(folder, seed=2).train(0, 1))["index"] != want[0]["index"]).any()
 

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from conftest import open_tiny, start, tiny_clip_config, tiny_config, tiny_tvi_config
 from flax import traverse_util
 from watched import few
 
-from jax_mmreid import evaluate, train
+from jax_mmreid import distributed, evaluate, sharding, train
 from jax_mmreid.weights import files
 
 START = """
@@ -23,12 +24,12 @@ if int(count) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
 """
 RUN = """
-make, folder, workdir, init, changes = given
+make, folder, workdir, init, changes, order = given
 import json
 import conftest, test_processes, watched
-from jax_mmreid import distributed
 make = getattr(watched if make == "few" else conftest, make)
-test_processes.train_and_evaluate(make, folder, workdir, init, json.loads(changes), distributed.shard())
+test_processes.place_devices(order)
+test_processes.train_and_evaluate(make, folder, workdir, init, json.loads(changes))
 """
 
 RANK = """
@@ -44,16 +45,18 @@ with open(f"{out}-{index}", "w") as file:
     json.dump({"devices": mesh.size} | {key: np.asarray(x).tolist() for key, x in found.items()}, file)
 """
 EVALUATE = """
-folder, workdir, init = given
-from conftest import open_tiny, tiny_config
-from jax_mmreid import distributed, evaluate
+folder, workdir, init, order = given
+import test_processes
+from conftest import tiny_config
+from jax_mmreid import evaluate
 from jax_mmreid.recipes.miss_reid import Evaluation
+test_processes.place_devices(order)
 config = tiny_config(folder, **{"mesh.data": -1, "init": init})
 with config.unlocked():
     rows = Evaluation(pairs=True, robustness=True).rows(config.data.modalities, has_text=False)
     damaged = ("robustness/nir/frozen", "robustness/swapped/rgb+tir")  # one damage takes as long as another
     config.evals.update({name: row for name, row in rows.items() if "robustness" not in name or name in damaged})
-data = open_tiny(config, distributed.shard())
+data = test_processes.open_share(config)
 evaluate.evaluate(config, workdir, data, step="init")
 """
 
@@ -98,31 +101,53 @@ def test_tables_are_the_same_on_any_devices_and_processes(tmp_path, port, drawn)
     """A test split of 30 rows, which eight devices cannot share evenly."""
     init = random_weights(tiny_config(drawn, seed=2), tmp_path / "init.safetensors")
     tables, results = [], []
-    for count, devices in ((1, 1), (1, 8), (2, 8)):
-        workdir = tmp_path / f"{count}x{devices}"
-        run(EVALUATE, count, port, drawn, workdir, init, devices=devices)
+    for count, devices, order in ((1, 1, "data"), (1, 8, "data"), (2, 8, "data"), (2, 8, "mixed")):
+        workdir = tmp_path / f"{count}x{devices}{order}"
+        run(EVALUATE, count, port, drawn, workdir, init, order, devices=devices)
         tables.append((workdir / "results_init.md").read_text())
         results.append(json.loads((workdir / "results_init.json").read_text())["evals"])
-    assert tables[0] == tables[1] == tables[2] and "common/pairs: mAP" in tables[0]
-    assert results[0] == results[1] == results[2] and len(results[0]) == 8 + 8 + 2 * 49 + 2 + 2
+    assert tables[0] == tables[1] == tables[2] == tables[3] and "common/pairs: mAP" in tables[0]
+    assert results[0] == results[1] == results[2] == results[3] and len(results[0]) == 8 + 8 + 2 * 49 + 2 + 2
 
 
-def train_and_evaluate(make, folder, workdir, init, changes, shard=(0, 1)):
+def place_devices(order):
+    """How the devices of two processes lie in every mesh [data,model].
+
+    "data": a process has whole rows of it; "model": whole columns, so that both processes have all of the batch;
+    "mixed": rows of the one and of the other in turn.
+    """
+
+    def create(shape, devices):
+        if order == "model":
+            return np.asarray(devices).reshape(shape[::-1]).T
+        mixed = np.asarray(devices).reshape(2, -1).T if order == "mixed" and len(devices) > 1 else np.asarray(devices)
+        return mixed.reshape(shape)
+
+    sharding.mesh_utils.create_device_mesh = create
+
+
+def open_share(config):
+    """The data of a config, of which this process reads its share."""
+    return open_tiny(config, distributed.share(lambda: sharding.make_mesh(**config.mesh)))
+
+
+def train_and_evaluate(make, folder, workdir, init, changes):
     """Two epochs with an evaluation after each, or what `changes` say, and then `evaluate`."""
     common = {"data.instances": 4, "eval_every": 1, "epochs": 2, "optim.eps": 1e-3, "init": str(init)}
     config = make(folder, **common | changes)
     config.missing.eta = (0.0 if make is tiny_tvi_config else 0.3,) * len(config.data.modalities)
-    data = open_tiny(config, shard)
+    data = open_share(config)
     train.train(config, workdir, data)
     evaluate.evaluate(config, workdir, data)
 
 
-def assert_two_processes_equal_one(make, folder, tmp_path, port, devices, changes):
-    """Trains and evaluates from the same weights, here on so many devices, and by two processes that share as many."""
-    changes |= {"mesh.data": devices}
+def assert_two_processes_equal_one(make, folder, tmp_path, port, changes, *, data, model=1, order="data"):
+    """Trains and evaluates from the same weights, here on data x model devices, and by two processes on as many."""
+    devices = data * model
+    changes |= {"mesh.data": data, "mesh.model": model}
     init = random_weights(make(folder, seed=2, **changes), tmp_path / "init.safetensors")
     train_and_evaluate(make, folder, tmp_path / "1", init, changes)
-    given = make.__name__, folder, tmp_path / "2", init, json.dumps(changes)
+    given = make.__name__, folder, tmp_path / "2", init, json.dumps(changes), order
     run(RUN, 2, port, *given, devices=devices, flags=os.environ["XLA_FLAGS"])
     one, two = (json.loads((tmp_path / count / "results.json").read_text()) for count in "12")
     assert one["config_hash"] == two["config_hash"]
@@ -135,14 +160,27 @@ def assert_two_processes_equal_one(make, folder, tmp_path, port, devices, change
         assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
 
 
-def test_two_processes_equal_one_in_small(tmp_path, port, drawn):
-    """Row A with one layer, two modalities and two rows of evaluation: what the default run can afford."""
+@pytest.mark.parametrize("mesh", [dict(data=2), dict(data=1, model=2)])
+def test_two_processes_equal_one_in_small(tmp_path, port, drawn, mesh):
+    """Row A with one layer, two modalities and two rows of evaluation: what the default run can afford.
+
+    With data=1 both processes have the whole batch, each for its part of the matrices.
+    """
     changes = {"modalities": "rgb/tir", "epochs": 1, "eval_every": 0, "model.image.layers": 1}
-    assert_two_processes_equal_one(few, drawn, tmp_path, port, 2, changes)
+    assert_two_processes_equal_one(few, drawn, tmp_path, port, changes, **mesh)
+
+
+MESHES = [
+    pytest.param(tiny_config, dict(data=8), id="miss_reid"),
+    pytest.param(tiny_config, dict(data=4, model=2, order="model"), id="miss_reid by columns"),
+    pytest.param(tiny_config, dict(data=4, model=2, order="mixed"), id="miss_reid mixed"),
+    pytest.param(tiny_tvi_config, dict(data=4, model=2, order="model"), id="tvi_lfm by columns"),
+    pytest.param(tiny_clip_config, dict(data=8, order="mixed"), id="clip mixed"),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [tiny_config, tiny_tvi_config, tiny_clip_config])
-def test_two_processes_equal_one(request, tmp_path, port, make):
+@pytest.mark.parametrize(("make", "mesh"), MESHES)
+def test_two_processes_equal_one(request, tmp_path, port, make, mesh):
     folder = request.getfixturevalue("drawn_sysu" if make is tiny_tvi_config else "drawn")
-    assert_two_processes_equal_one(make, folder, tmp_path, port, 8, {})
+    assert_two_processes_equal_one(make, folder, tmp_path, port, {}, **mesh)

@@ -12,7 +12,7 @@ from random_tree import copy as copy
 from random_tree import tree as tree
 
 from input_pipeline.reading import images, loader
-from jax_mmreid.batch import check
+from jax_mmreid.batch import Share, check
 from jax_mmreid.errors import DataError
 
 
@@ -23,16 +23,16 @@ def test_cached_batches_are_the_same(tree):
     want, splits = list(plain.train(0, 9)), {name: list(plain.split(name)) for name in ("train", "test")}
     for threads in (0, 1, 2):
         cached = opened(tree, threads=threads, cache="memory", **size)
-        shards = [opened(tree, threads=threads, cache="memory", shard=(i, 2), **size) for i in range(2)]
+        shares = [opened(tree, threads=threads, cache="memory", share=Share((i,), 2), **size) for i in range(2)]
         for start in (5, 0, 8):
             for a, b in zip(cached.train(start, 9), want[start:], strict=True):
                 same(a, b)
-            for b, *blocks in zip(want[start:], *(shard.train(start, 9) for shard in shards), strict=True):
+            for b, *blocks in zip(want[start:], *(share.train(start, 9) for share in shares), strict=True):
                 same(join(blocks), b)
             for name, batches in splits.items():
                 for a, b in zip(cached.split(name), batches, strict=True):
                     same(a, b)
-                for b, *blocks in zip(batches, *(shard.split(name) for shard in shards), strict=True):
+                for b, *blocks in zip(batches, *(share.split(name) for share in shares), strict=True):
                     same(join(blocks), b)
 
 

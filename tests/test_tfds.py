@@ -11,7 +11,7 @@ from conftest import open_fields
 from input_pipeline import DataConfig, load_records, tfds_builder
 from input_pipeline.reading import packed
 from input_pipeline.synthesize import synthesize
-from jax_mmreid.batch import check
+from jax_mmreid.batch import Share, check
 from jax_mmreid.errors import ConfigError, DataError
 
 MASKS = dict(eta=(0.2, 0.5, 0.3), seed=4, mode="bernoulli", all_missing="repair", mask_file="")
@@ -82,7 +82,7 @@ def test_batches_do_not_depend_on_threads_restarts_or_processes(drawn):
     for threads in (1, 2):
         data = opened(drawn, "rgbnt201", "tfds", threads=threads, cache="memory")
         assert_same(data.train(2, 6), whole[2:])
-    halves = [list(opened(drawn, "rgbnt201", "tfds", shard=(i, 2)).train(0, 6)) for i in (0, 1)]
+    halves = [list(opened(drawn, "rgbnt201", "tfds", share=Share((i,), 2)).train(0, 6)) for i in (0, 1)]
     for step, (first, second) in enumerate(zip(*halves)):
         for name, pixels in whole[step]["images"].items():
             np.testing.assert_array_equal(np.concatenate([first["images"][name], second["images"][name]]), pixels)

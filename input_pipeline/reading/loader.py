@@ -16,7 +16,7 @@ from input_pipeline.reading import images
 from input_pipeline.reading.sampler import IdentitySampler, PairSampler
 from input_pipeline.records import Records
 from input_pipeline.text.token_table import TokenTable
-from jax_mmreid.batch import Batch
+from jax_mmreid.batch import Batch, Share
 from jax_mmreid.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -199,9 +199,9 @@ def train_batches(
     stop: int,
     *,
     threads: int,
-    shard: tuple[int, int],
+    share: Share,
 ) -> Iterator[Batch]:
-    """Batches of steps start..stop-1, rows drawn by the sampler; process i of n (`shard`) gets the i-th block of each.
+    """The rows of a share in the batches of steps start..stop-1, rows drawn by the sampler.
 
     A sampler of pairs gives rows [B,M]: the picture of each modality comes from a row of its own.
     """
@@ -209,7 +209,7 @@ def train_batches(
 
     def make(step: int) -> Batch:
         rows = sampler.rows(step)
-        mine = _block(len(rows), shard)
+        mine = share.rows(len(rows))
         wanted = {names: rows[mine]} if rows.ndim == 1 else {(m,): rows[mine, i] for i, m in enumerate(names)}
         parts = [reader.batch(own, reader.training, modalities, replace=True) for modalities, own in wanted.items()]
         merged = {key: {m: x for part in parts for m, x in part[key].items()} for key in ("images", "present")}
@@ -223,19 +223,19 @@ def train_batches(
     return stream(make, start, stop, threads)
 
 
-def eval_batches(reader: Reader, batch_size: int, *, threads: int, shard: tuple[int, int]) -> Iterator[Batch]:
+def eval_batches(reader: Reader, batch_size: int, *, threads: int, share: Share) -> Iterator[Batch]:
     """Every row once, in order; the last batch repeats the last row, with `valid` False and `index` -1 there.
 
-    Process i of n (`shard`) gets the i-th block of rows of each batch, which may be padding only. A training row all of
-    whose pictures were dropped counts as padding. Batches of a test split have no key for a modality that the split
-    never has. Raises RuntimeError if a row did not come exactly once.
+    Of each batch the rows of a share are read, which may be padding only. A training row all of whose pictures were
+    dropped counts as padding. Batches of a test split have no key for a modality that the split never has. Raises
+    RuntimeError if a row of the share did not come exactly once.
     """
     N, captions = len(reader.split.records), reader.split.captions
     some = reader.split.present.any(axis=0) | (reader.split.label is not None)
     names = tuple(m for m, has in zip(reader.split.records.paths, some) if has)
 
     def make(number: int) -> Batch:
-        rows = number * batch_size + np.arange(batch_size)[_block(batch_size, shard)]
+        rows = number * batch_size + share.rows(batch_size)
         shown = np.minimum(rows, N - 1)
         batch = reader.batch(shown, reader.evaluation, names)
         valid = (rows < N) & np.any(list(batch["present"].values()), axis=0)
@@ -246,16 +246,10 @@ def eval_batches(reader: Reader, batch_size: int, *, threads: int, shard: tuple[
     for batch in stream(make, 0, -(-N // batch_size), threads):
         np.add.at(seen, batch["index"][batch["valid"]], 1)
         yield batch
-    mine = np.arange(N) % batch_size // (batch_size // shard[1]) == shard[0]
+    mine = np.isin(np.arange(N) % batch_size, share.rows(batch_size))
     wrong = np.flatnonzero(seen != (mine & reader.present.any(axis=1)))
     if len(wrong):
         raise RuntimeError(f"loader: {len(wrong)} of {N} rows did not come once in a pass; the first is {wrong[0]}")
-
-
-def _block(rows: int, shard: tuple[int, int]) -> slice:
-    """Which of the rows of a batch process i of n reads."""
-    each = rows // shard[1]
-    return slice(shard[0] * each, (shard[0] + 1) * each)
 
 
 def stream(make: Callable[[int], Any], start: int, stop: int, threads: int) -> Iterator[Any]:

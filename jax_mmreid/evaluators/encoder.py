@@ -106,8 +106,8 @@ class Encoder:
         found, valid, packing = [[] for _ in changes], [], None
         for batch in self.data.split(split):
             batch = {key: x for key, x in _only(batch, self._uses[split]).items() if key != "captions"}
-            valid.append(distributed.gather(batch["valid"]))
             batch = to_global(batch, self.mesh)
+            valid.append(distributed.gather(batch["valid"]))
             for own, change in zip(found, changes):
                 x, packing = self._read(change(batch), use, options, form)
                 own.append(x)
@@ -182,13 +182,18 @@ class Encoder:
         return self._splits[key]
 
     def _encode(self, batches: Iterable[Batch]) -> Encoded:
-        features, valid, captions = [], [], []
+        features, valid, captions, last = [], [], [], -1
         for batch in batches:
-            own = batch.pop("captions"), batch["valid"]
-            settings = self._settings(len(own[1]) * distributed.shard()[1]) | self._normalization
-            found = encode(self.variables, to_global(batch, self.mesh), method=self.method, **settings)
+            batch = to_global(batch, self.mesh)
+            # Fetched from the devices as the features are, so that both come in the order that the mesh gives them.
+            ids, keep, index = distributed.gather((batch.pop("captions"), batch["valid"], batch["index"]))
+            index = index[keep]
+            if (np.diff(index, prepend=last) <= 0).any():
+                raise RuntimeError("evaluation: the rows of a batch came in another order than they have in the split")
+            last = index[-1] if len(index) else last
+            settings = self._settings(len(keep)) | self._normalization
+            found = encode(self.variables, batch, method=self.method, **settings)
             features.append(self._keep(found))
-            ids, keep = distributed.gather(own)
             valid.append(keep)
             captions.append({name: x[keep] for name, x in ids.items()})
         return Encoded(features, valid, jax.tree.map(lambda *parts: np.concatenate(parts), *captions))
@@ -304,7 +309,6 @@ def _sentences(ids: np.ndarray, modality: str, mesh: Mesh) -> Batch:
     rows = -(-count // over) * over
     ids = np.pad(ids, ((0, rows - count), (0, 0)), mode="edge")
     batch = _with_captions({}, {modality: ids}) | {"valid": np.arange(rows) < count}
-    batch |= {name: np.zeros(rows, np.int32) for name in NUMBERS}
-    index, processes = distributed.shard()
-    own = slice(index * rows // processes, (index + 1) * rows // processes)
+    batch |= {name: np.arange(rows, dtype=np.int32) for name in NUMBERS}
+    own = distributed.share(lambda: mesh).rows(rows)
     return {"images": {}, "captions": {}} | jax.tree.map(lambda x: x[own], batch)
