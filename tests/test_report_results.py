@@ -48,6 +48,14 @@ def test_the_tables_are_those_of_results_md_without_pairs():
     assert rows[1:3] == [["mAP", "50.0", "25.0"], ["mAP drop", "", "50.0 %"]]
 
 
+def test_rows_that_are_left_out_are_one_table_for_all_groups():
+    skipped = {"skipped": {"query": 3, "gallery": 0}, "note": "leaves out 3 query rows."}
+    evals = {"full": row(0.5), "no_r": row(0.25) | skipped, "zero/full": row(0.5), "zero/no_r": row(0.25) | skipped}
+    found = sections.section(results(evals, columns={"retrieval": {"mAP": "mAP"}}))
+    assert "leaves" not in found.text and len(found.tables) == 3
+    assert [list(cells) for cells in found.tables[-1][1]] == [["setting", "query", "gallery"], ["-R", "3", "0"]]
+
+
 def test_a_heat_map_has_queries_as_rows_and_galleries_as_columns(painted):
     found = sections.pairs(results(PAIRS))
     assert [x.name for x in found.pictures] == ["pairs_pairs", "pairs_common_pairs"]

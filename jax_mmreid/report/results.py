@@ -20,8 +20,9 @@ COLUMNS = 2  # panels beside each other
 def section(results: Mapping) -> Section:
     """The tables of results without pairs of settings, which `pairs` draws."""
     evals = {name: row for name, row in results["evals"].items() if "pair" not in row}
-    text, found = markdown.captioned(tables.markdown({**results, "evals": evals}))
-    return Section("Results", text, tables=found)
+    plain = {name: {key: x for key, x in row.items() if key != "note"} for name, row in evals.items()}
+    text, found = markdown.captioned(tables.markdown({**results, "evals": plain}))
+    return Section("Results", text, tables=[*found, *_left_out(evals, results["modalities"])])
 
 
 def pairs(results: Mapping) -> Section | None:
@@ -65,6 +66,19 @@ def robustness(results: Mapping) -> Section | None:
     text += "better to declare the damaged modality missing. In a swap each pair of modalities has its own."
     picture = Picture("robustness", charts.draw(paint, width=4.2 * columns, height=4.2 * lines), text)
     return Section("Damaged pictures", pictures=[picture])
+
+
+def _left_out(evals: Mapping[str, Mapping], modalities: list[str]) -> list[tuple[str, list[list[str]]]]:
+    """A table of how many rows of a split have nothing that a setting uses, if any have; groups of settings alike."""
+    labels, lines = missing_settings.labels(modalities), {}
+    for name, row in evals.items():
+        if any(row.get("skipped", {}).values()):
+            counts = [str(row["skipped"][side]) for side in ("query", "gallery")]
+            lines[(labels.get(row.get("setting"), name), *counts)] = None
+    head = ["setting", "query", "gallery"]
+    return (
+        [("Rows that are left out, for they have no picture or caption that is used", [head, *lines])] if lines else []
+    )
 
 
 def _compared(feature: str) -> str:

@@ -49,6 +49,7 @@ class Opened(NamedTuple):
 
     model: TrainedModel
     step: int
+    which: str  # "last", "best" or a number, as it was asked for
     config: ConfigDict  # of the data and the rows
     data: OpenedData
     is_own: bool  # whether data and rows are those of the run
@@ -71,7 +72,7 @@ def open_run(workdir: PathLike, step: str = "last", file: str = "", overrides: S
         set_data_fields(config, overrides, "without --config, fields of config.data only")
     data = run.open_dataset(config, workdir)
     evaluate.spec_differences(model.spec, experiment.model_spec(config, data), place(workdir))
-    return Opened(model, number, config, data, not file and not overrides)
+    return Opened(model, number, step, config, data, not file and not overrides)
 
 
 def subject_of(opened: Opened, names: Sequence[str] = (), seed: int = 0) -> Subject:
@@ -109,7 +110,7 @@ def measured(opened: Opened, subject: Subject, workdir: PathLike) -> dict:
     if found is None:
         found = {
             "step": opened.step,
-            "which": str(opened.step),
+            "which": opened.which,
             "init": "",
             "config_hash": config_hash(run.saved_config(workdir)),
             "modalities": list(subject.data.spec.modalities),
