@@ -1,7 +1,4 @@
-"""The page in headless Chromium, by clicks and uploads; and the command that serves it, with a trained model.
-
-Skipped where there is no browser: `pip install playwright`, and Debian's package chromium.
-"""
+"""The page in headless Chromium, by clicks and uploads; and the command that serves it, with a trained model."""
 
 import contextlib
 import json
@@ -17,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from browsers import chromium
 from conftest import tiny_clip_config
 from served import ALL, make_engine, pixels, png, settings
 from test_inference import write_run
@@ -27,7 +25,6 @@ from jax_mmreid.tools import embed, serve
 
 pytestmark = pytest.mark.slow
 uvicorn = pytest.importorskip("uvicorn", reason="needs the web extra")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCRIPT = "<script>alert(1)<b>.png"
 
 
@@ -47,14 +44,8 @@ def running(app):
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright, which drives the browser")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"there is no browser; one of {', '.join(BROWSERS)} is needed")
-    with api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as found:
+        yield found
 
 
 @contextlib.contextmanager
