@@ -16,6 +16,7 @@ modality parts [n,M,D] and present [n,M], with spec, the hash of the model's dat
 
 import argparse
 import getpass
+import io
 import math
 import sys
 import time as clock
@@ -262,7 +263,8 @@ def add_modality(flags: argparse.ArgumentParser) -> None:
 def command(name: str, function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Calls a function of a command; returns the exit code, after one line about what is wrong if it is not 0."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):  # as in a terminal, not in a notebook
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         arguments.caller = caller(arguments.caller)
         function(arguments)
