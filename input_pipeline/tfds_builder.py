@@ -19,6 +19,7 @@ from input_pipeline.opened_data import load_records
 from input_pipeline.reading import images, packed
 from input_pipeline.records import Records
 from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.paths import written_on_disk
 
 
 def build(
@@ -66,9 +67,10 @@ def build(
                 pictures = {name: _picture(records, name, row) for name in records.paths}
                 yield row, pictures | {key: getattr(records, key)[row] for key in packed.FIXED}
 
-    Packed(data_dir=output, file_format="array_record").download_and_prepare()
-    for name, records in splits.items():
-        packed.write_columns(target, name, records)
+    with written_on_disk(output) as folder:  # ArrayRecord writes no others
+        Packed(data_dir=str(folder), file_format="array_record").download_and_prepare()
+        for name, records in splits.items():
+            packed.write_columns(packed.folder(folder, dataset), name, records)
     return {name: len(records) for name, records in splits.items()}
 
 

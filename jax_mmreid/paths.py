@@ -20,8 +20,8 @@ def place(name: epath.PathLike) -> epath.Path:
     scheme, found, _ = str(name).partition("://")
     if found and scheme != "gs":
         raise ConfigError(
-            f"{name}: of buckets, only gs:// can hold a run, since Orbax writes its checkpoints there and to folders; "
-            "mount the bucket and name the folder"
+            f"{name}: of buckets, only gs:// works, for Orbax and ArrayRecord know no other; mount the bucket and name "
+            "the folder"
         )
     if found and importlib.util.find_spec("gcsfs") is None:
         raise ConfigError(f"{name}: buckets need gcsfs; pip install 'jax-mmreid[gcs]'")
@@ -56,7 +56,7 @@ def on_disk(path: epath.Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written_on_disk(name: epath.PathLike) -> Iterator[Path]:
-    """A folder on this machine to write into, which is made: that of this name, or one that is copied there at the end."""
+    """A new folder on this machine to write into: that of this name, or one that is copied there at the end."""
     path = place(name)
     if not in_bucket(path):
         path.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     data_dir/<dataset>/<version>/   what TFDS writes, and columns_<split>.npz: paths, identities, cameras, captions
 
-The columns are those of the files that were packed, so masks, batches and checkpoints of a run fit both forms. Local
-paths and gs:// work, as far as the installed file systems support them.
+The columns are those of the files that were packed, so masks, batches and checkpoints of a run fit both forms.
+data_dir may be in a gs:// bucket, from which ArrayRecord reads by itself.
 """
 
 import io
@@ -15,14 +15,15 @@ from etils import epath
 
 from input_pipeline.records import Records
 from jax_mmreid.errors import ConfigError, DataError
+from jax_mmreid.paths import place
 
 VERSION = "1.0.0"
 FIXED = ("pid", "camid", "view")
 
 
-def folder(data_dir: str, name: str) -> epath.Path:
-    """The folder of dataset `name` below `data_dir`."""
-    return epath.Path(data_dir) / name / VERSION
+def folder(data_dir: epath.PathLike, name: str) -> epath.Path:
+    """The folder of dataset `name` below `data_dir`; raises ConfigError for a bucket that cannot be used."""
+    return place(data_dir) / name / VERSION
 
 
 def write_columns(target: epath.Path, split: str, records: Records) -> None:
