@@ -78,22 +78,24 @@ def main(argv: list[str]) -> int:
             print(tables.markdown(run.train_and_evaluate(config, WORKDIR.value)))
             log.info(NEXT, shlex.quote(WORKDIR.value))
 
-    return run_as_command(command)
+    address = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    return run_as_command(command, address, STARTUP_TIMEOUT.value)
 
 
-def run_as_command(command: Callable[[], None]) -> int:
+def run_as_command(
+    command: Callable[[], None], address: tuple[str, int, int] = ("", 0, -1), timeout: int = 300
+) -> int:
     """Calls `command` with messages on standard error; returns its exit code, that of the error if it raises one.
 
-    Before that it joins the other processes, if there are any.
+    Before that it joins the other processes, if there are any: `address` and `timeout` are those of `startup`.
     """
     import jax
 
     from jax_mmreid import distributed, startup
 
     _log_to_stderr()
-    address = startup.Address(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
-        startup.initialise(address, STARTUP_TIMEOUT.value)
+        startup.initialise(startup.Address(*address), timeout)
         log.info("jax %s on %s", jax.__version__, distributed.describe())
         command()
     except tuple(EXIT_CODES) as error:
