@@ -36,7 +36,18 @@ from jax_mmreid.evaluators.retrieval import Retrieval
 from jax_mmreid.inference import TrainedModel
 from jax_mmreid.paths import place
 from jax_mmreid.recipes import missing_settings
-from jax_mmreid.report import curves, results, runs, sides
+from jax_mmreid.report import (
+    attention,
+    curves,
+    failures,
+    occlusion,
+    pair_scores,
+    projection,
+    ranked,
+    results,
+    runs,
+    sides,
+)
 from jax_mmreid.report.page import Section, page
 from jax_mmreid.report.subject import Subject, without_cameras
 
@@ -61,7 +72,7 @@ def open_run(workdir: PathLike, step: str = "last", file: str = "", overrides: S
     `overrides` are fields of that config, without a file only of config.data. Raises ConfigError for a workdir without
     a run or checkpoint and for data that do not fit the model, DataError for data that cannot be used.
     """
-    model, saved = run.load_model(workdir, step), run.saved_config(workdir)
+    spec, saved = evaluate.load_spec(place(workdir)), run.saved_config(workdir)
     with Checkpoints(workdir, reading=True) as checkpoints:
         number = evaluate.choose_step(checkpoints, step)
     config = saved
@@ -71,7 +82,8 @@ def open_run(workdir: PathLike, step: str = "last", file: str = "", overrides: S
     else:
         set_data_fields(config, overrides, "without --config, fields of config.data only")
     data = run.open_dataset(config, workdir)
-    evaluate.spec_differences(model.spec, experiment.model_spec(config, data), place(workdir))
+    evaluate.spec_differences(spec, experiment.model_spec(config, data), place(workdir))
+    model = run.load_model(workdir, step)
     return Opened(model, number, step, config, data, not file and not overrides)
 
 
@@ -86,13 +98,12 @@ def subject_of(opened: Opened, names: Sequence[str] = (), seed: int = 0) -> Subj
     same = data.spec.fingerprint == model.spec.fingerprint
     method = model.method if same else without_cameras(model.method)
     runner.check_method(evals, method, model.variables, data)
-    shown = {name: row for name, row in evals.items() if _is_shown(row)}
+    shown = [name for name, row in evals.items() if _is_shown(row)]
+    shown.sort(key=lambda name: _place(evals[name], data.spec.modalities))  # config.json sorts rows by name
     for name in names:
         if name not in shown:
             raise ConfigError(f"--rows: there is no row {name!r} to show; there are {', '.join(shown) or 'none'}")
-    # config.json has rows in alphabetical order.
-    in_order = sorted(shown, key=lambda name: _place(shown[name], data.spec.modalities))
-    shown = {name: shown[name] for name in names or in_order}
+    shown = {name: evals[name] for name in names or shown}
     uses = [use for row in shown.values() for use in Retrieval(row).uses()]
     levels = dict(mean=model.spec.mean, std=model.spec.std)
     encoder = Encoder(method, model.variables, data, model.mesh, **levels, uses=uses)
@@ -135,6 +146,12 @@ def sections(
         "pairs": lambda: results.pairs(found),
         "damage": lambda: results.robustness(found),
         "runs": lambda: runs.section(workdirs),
+        "ranked lists": lambda: ranked.section(subject, queries),
+        "failures": lambda: failures.section(subject),
+        "pair scores": lambda: pair_scores.section(subject),
+        "attention": lambda: attention.section(subject, queries),
+        "occlusion": lambda: occlusion.section(subject, queries),
+        "projection": lambda: projection.section(subject),
         "training": lambda: curves.section(list(map(curves.read, workdirs, _names(workdirs)))),
     }
     for name, part in parts.items():
