@@ -82,9 +82,7 @@ def main(argv: list[str]) -> int:
     return run_as_command(command, address, STARTUP_TIMEOUT.value)
 
 
-def run_as_command(
-    command: Callable[[], None], address: tuple[str, int, int] = ("", 0, -1), timeout: int = 300
-) -> int:
+def run_as_command(command: Callable[[], None], address: tuple[str, int, int] = ("", 0, -1), timeout: int = 300) -> int:
     """Calls `command` with messages on standard error; returns its exit code, that of the error if it raises one.
 
     Before that it joins the other processes, if there are any: `address` and `timeout` are those of `startup`.

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     form = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser = argparse.ArgumentParser(description=__doc__, **form)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--workdir", required=True, type=compare.folder)
     parser.add_argument("--vary", type=varied, action="append", default=[], metavar="NAME=VALUE,VALUE")
     parser.add_argument("--seeds", type=compare.numbers, default=[None])
     arguments, overrides = parse_with_overrides(parser, argv)

@@ -86,6 +86,7 @@ def test_fields_vary_like_arguments(sweep, chained, tmp_path):
         ([], "nothing to vary: give --vary or --seeds"),
         (["--vary=row"], "argument --vary: invalid varied value: 'row'"),
         (["--vary==A"], "argument --vary: invalid varied value: '=A'"),
+        (["--workdir=gs://bucket/runs", "--seeds=1"], "argument --workdir: invalid folder value: 'gs://bucket/runs'"),
         (["--seeds=x"], "argument --seeds: invalid numbers value: 'x'"),
         (["--seeds=1", "--sedes=2"], "unrecognized arguments: --sedes=2"),
     ],

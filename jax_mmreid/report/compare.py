@@ -27,6 +27,13 @@ def numbers(text: str) -> list[int]:
     return [n for first, _, last in parts for n in range(int(first), int(last or first) + 1)]
 
 
+def folder(text: str) -> Path:
+    """Where a driver in launch/ puts its runs and `write` its tables; raises ValueError for a bucket."""
+    if "://" in text:
+        raise ValueError(text)
+    return Path(text)
+
+
 def summary(dirs: Iterable[str | Path]) -> dict[str, dict]:
     """{"groups": those of `groups.group` of the finished runs in `dirs`, "unfinished": {folder: "step 3 of 9"}}.
 
