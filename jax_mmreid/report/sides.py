@@ -64,7 +64,8 @@ def grouped(rows: Mapping[str, dict], *fields: str) -> dict[str, dict[str, dict]
         key = names(row), whole["options"], Retrieval(row).form, [whole[field] for field in fields]
         if key not in seen:
             seen.append(key)
-            found.setdefault(row.get("group", ""), {})[row.get("setting", name)] = row
+            group = row.get("group", "")
+            found.setdefault(group, {})[row.get("setting", name.removeprefix(f"{group}/"))] = row
     return found
 
 
