@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WORST = 10  # identities that are shown
+BARS = 25  # of a panel, at most; those of the greatest errors
 ABOUT = (
     "A query fails if its best match is not of its identity; the error is the share of such queries, 1 - R-1. The 95 % "
     "interval is Wilson's, as if queries were independent; those of one identity are not, so it is rather too narrow. "
@@ -81,11 +82,11 @@ def section(subject: Subject) -> Section | None:
         head, *lines = _table("identity", worst)
         lines = [[*line, words] for line, words in zip(lines, confused)]
         tables.append(("Identities with the most errors", [[*head, "taken for (times)"], *lines]))
-    png = charts.draw(
-        lambda figure: _paint(figure, panels), width=8.5, height=0.7 + 0.22 * max(map(len, panels.values()))
-    )
-    label = row.get("setting", name)
-    text = ABOUT.format(label=label, used=sides.used(row))
+    panels = {title: _greatest(shares) for title, shares in panels.items()}
+    lines = max(map(len, panels.values()))
+    png = charts.draw(lambda figure: _paint(figure, panels), width=8.5, height=0.8 + 0.22 * lines)
+    text = ABOUT.format(label=row.get("setting", name), used=sides.used(row))
+    text += " Galleries are drawn; this is about the first draw." if "draw" in row["gallery"] else ""
     return Section("Failures", text, [Picture("failures", png, CAPTION)], tables)
 
 
@@ -130,6 +131,12 @@ def taken_for(both: Sides, found: Outcomes, subject: Subject, pids: Sequence[int
         order = np.argsort(-times, kind="stable")
         words.append(", ".join(f"{others[i]} ({times[i]})" for i in order))
     return words
+
+
+def _greatest(shares: Sequence[Share]) -> Sequence[Share]:
+    """As many as a panel has bars, in their order."""
+    kept = sorted(shares, key=lambda x: -x.error)[:BARS]
+    return [x for x in shares if x in kept]
 
 
 def _share(name: str, found: Outcomes, chosen: np.ndarray) -> Share:
