@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def show(axes: "Axes", picture: np.ndarray | None, title: str = "", *, grey: bool = False) -> None:
     """Draws a picture [H,W,3] uint8, or where it is None a frame with the word "missing"; `grey` takes its colours."""
     axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=8)
     if picture is None:
         axes.set_facecolor("#f2f2f2")

@@ -37,7 +37,7 @@ CAPTION = (
     "What moved the scores of {words}, by {use}. The first line shows the query. Each line below is a gallery row: its "
     "pictures are on the right, and on the left is by how much each region of the query raised the score with it, for "
     "squares of {side} x {side} pixels. The first two are the first and the last true match of the ranking, if there "
-    "are two; the last is the highest-ranked row of another identity."
+    "are two; the last is the highest-ranked row of another identity. Each line has a scale of its own."
 )
 
 
@@ -164,7 +164,7 @@ def _picture(subject: Subject, row: dict, both: Sides, place: int) -> Picture:
     grid = squares(size)
     own, others = _pictures(subject, query_side, [query]), _pictures(subject, gallery_side, [x.row for x in shown])
     maps = {m: [per_pixel(x, grid, size) for x in found] for m, found in drops.items()}
-    top = max(float(np.abs(x).max()) for found in maps.values() for x in found)
+    tops = [max(float(np.abs(found[i]).max()) for found in maps.values()) for i in range(len(shown))]
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots(1 + len(shown), len(own) + len(others), squeeze=False)
@@ -177,13 +177,14 @@ def _picture(subject: Subject, row: dict, both: Sides, place: int) -> Picture:
             for m, cell in zip(own, line):
                 frames.show(cell, own[m][0], grey=True)
                 if m in maps:
-                    heat = cell.imshow(maps[m][i], cmap=charts.SIGNED, vmin=-top, vmax=top, alpha=0.65)
+                    scale = dict(cmap=charts.SIGNED, vmin=-tops[i], vmax=tops[i])
+                    heat = cell.imshow(maps[m][i], alpha=0.65, **scale)
             for m, cell in zip(others, line[len(own) :]):
                 frames.show(cell, others[m][i], f"{m} of gallery" if i == 0 else "")
                 frames.frame(cell, charts.RIGHT if pair.match else charts.WRONG)
             kind = "✓ match" if pair.match else "✗ no match"
             line[0].set_ylabel(f"{kind}\nrank {pair.rank}, {pair.score:.3f}")
-        figure.colorbar(heat, ax=axes, shrink=0.6, label="score without the square less score with it")
+            figure.colorbar(heat, ax=line.tolist(), shrink=0.9, label="fall of the score")
 
     words = dict(words=rows.words(subject, query_side.split, query), use="+".join(query_side.use), side=grid.side)
     wide = (INCHES + 0.1) * (len(own) + len(others)) + 1.7

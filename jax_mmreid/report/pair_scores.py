@@ -38,7 +38,8 @@ TEXT = (
     "Pairs of a query and a gallery row, without junk. AUC is the probability that a matching pair scores higher than "
     "another one: 1 is perfect, 0.5 is chance. Of the other pairs, the share {fmr:g} scores above the threshold (the "
     "false-match rate, FMR); its 95 % interval in brackets comes from a bootstrap over identities. These thresholds "
-    "are for the vectors of a row; those of tools.calibrate are for pairs that are compared by what both have."
+    "are for the vectors of a row; those of tools.calibrate are for pairs that are compared by what both have. Where "
+    "rows lack different pictures, scores fall into groups by what both have, and one threshold for all means little."
 )
 CAPTION = (
     "Scores of matching pairs (green, solid) and of other pairs (orange, hatched){group}, each scaled to an area of 1. "

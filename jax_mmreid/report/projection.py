@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
+from jax_mmreid.batch import Data
 from jax_mmreid.errors import ConfigError
-from jax_mmreid.evaluators.encoder import Encoder, Side
+from jax_mmreid.evaluators.encoder import Encoder, Side, shown_pictures
 from jax_mmreid.evaluators.programs import EMBED
 from jax_mmreid.evaluators.retrieval import Retrieval, complete
 from jax_mmreid.metrics.similarity import similarities
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 IDENTITIES = 10
 ROWS = 30  # of an identity on a side, at most
+FEWEST = 4  # points of a panel
 PERPLEXITY = 30.0
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 COLUMNS = 4
@@ -34,9 +36,9 @@ TEXT = (
     "they overlap, negative if vectors are nearer to another identity than to their own."
 )
 CAPTION = (
-    "Each point is a row of the data, its colour is the identity and its shape what the vector is made of. A panel "
-    "shows a setting{group}; in a good one every colour is a group of its own. In brackets the silhouette score by "
-    "identity."
+    "Each point is a row of the data, its colour is the identity and its shape what the row has of what the setting "
+    "uses. A panel shows a setting{group}; in a good one every colour is a group of its own, whatever the shapes. In "
+    "brackets the silhouette score by identity."
 )
 SHARED = (
     "The settings of one modality each, {uses}, in one space: every row appears once for each modality that it has, as "
@@ -51,32 +53,36 @@ class Points(NamedTuple):
 
     distances: np.ndarray  # [N,N]
     pids: np.ndarray  # [N]
-    uses: np.ndarray  # [N] of str, what the vectors are made of
+    uses: np.ndarray  # [N] of str, what the rows have of what is used
 
 
 def section(subject: Subject) -> Section | None:
-    """A picture for each group of settings, and one of the settings of one modality; None for less than two pids."""
-    pictures = []
+    """A picture for each group of settings, and one of the settings of one modality; None without two identities."""
+    pictures, encoder, seed = [], subject.encoder, subject.seed
+    pids = identities(subject)
+    if len(pids) < 2:
+        return None
     for group, rows in sides.grouped(subject.rows).items():
         found = {}
         for label, row in rows.items():
-            form, options = Retrieval(row).form, row.get("options", {})
-            points = measure(subject.encoder, sides.names(row), options, form=form, seed=subject.seed)
-            if points is not None:
+            how = dict(options=row.get("options", {}), form=Retrieval(row).form)
+            points = measure(encoder, sides.names(row), pids, seed=seed, **how)
+            if len(points.pids) >= FEWEST:
                 found[f"{label}: {sides.used(row)}"] = points
-        if found:
-            name = f"projection_{group.replace('/', '_') or 'all'}"
-            text = CAPTION.format(group=f" of group {group}" if group else "")
-            pictures.append(Picture(name, _draw(found, subject.seed), text))
+        if not found:
+            continue
+        name = f"projection_{group.replace('/', '_') or 'all'}"
+        text = CAPTION.format(group=f" of group {group}" if group else "")
+        pictures.append(Picture(name, _draw(found, subject.seed), text))
     alone = single(subject.rows)
-    points = measure(subject.encoder, alone, {}, seed=subject.seed) if len(alone) > 1 else None
-    if points is not None:
+    points = measure(encoder, alone, pids, seed=seed) if alone else None
+    if points is not None and len(points.pids) >= FEWEST:
         uses = [*dict.fromkeys(points.uses.tolist())]
         numbers = dict(identity=silhouette(points.distances, points.pids))
         numbers |= dict(modality=silhouette(points.distances, points.uses))
         png = _draw({f"one space of {', '.join(uses)}": points}, subject.seed, inches=5.0)
         pictures.append(Picture("projection_shared", png, SHARED.format(uses=", ".join(uses), **numbers)))
-    return Section("Identities in a plane", TEXT.format(count=IDENTITIES), pictures) if pictures else None
+    return Section("Identities in a plane", TEXT.format(count=len(pids)), pictures) if pictures else None
 
 
 def single(rows: Mapping[str, dict]) -> list[Side]:
@@ -86,28 +92,59 @@ def single(rows: Mapping[str, dict]) -> list[Side]:
     return list(dict.fromkeys(found)) if len({side.use for side in found}) > 1 else []
 
 
+def identities(subject: Subject) -> np.ndarray:
+    """IDENTITIES random identities with at least two points in every setting, ascending; where none has, in any."""
+    everywhere, anywhere = None, np.zeros(0, np.int64)
+    for row in subject.rows.values():
+        found = [subject.data.columns(side.split)["pid"][_some(side, subject.data)] for side in set(sides.names(row))]
+        pids, counts = np.unique(np.concatenate(found), return_counts=True)
+        own = pids[counts > 1]
+        everywhere = own if everywhere is None else np.intersect1d(everywhere, own)
+        anywhere = np.union1d(anywhere, own)
+    pids = everywhere if everywhere is not None and len(everywhere) > 1 else anywhere
+    rng = np.random.default_rng(subject.seed)
+    return np.sort(rng.choice(pids, min(IDENTITIES, len(pids)), replace=False))
+
+
 def measure(
-    encoder: Encoder, chosen: Sequence[Side], options: dict, *, form: str = EMBED, seed: int = 0
-) -> Points | None:
-    """The points of random identities of sides whose vectors are comparable; None where there are too few."""
+    encoder: Encoder,
+    chosen: Sequence[Side],
+    pids: np.ndarray,
+    *,
+    options: dict | None = None,
+    form: str = EMBED,
+    seed: int = 0,
+) -> Points:
+    """The points of these identities, of sides whose vectors are comparable; a side that occurs twice is one.
+
+    Of many rows of an identity, ROWS are drawn.
+    """
     rng, parts = np.random.default_rng(seed), []
-    columns = {side: encoder.data.columns(side.split)["pid"] for side in chosen}  # a side that occurs twice is one
-    some = {side: complete(side.use, encoder.data.present(side.split)) for side in columns}
-    pids, counts = np.unique(np.concatenate([x[some[side]] for side, x in columns.items()]), return_counts=True)
-    pids = pids[counts > 1]
-    if len(pids) < 2:
-        return None
-    pids = np.sort(rng.choice(pids, min(IDENTITIES, len(pids)), replace=False))
-    for side, own in columns.items():
-        vectors = encoder.vectors(side.split, side.use, options, mixed=side.mixed, form=form)
-        there = [np.flatnonzero(some[side] & (own == pid)) for pid in pids]
+    for side in dict.fromkeys(chosen):
+        found = encoder.vectors(side.split, side.use, options or {}, mixed=side.mixed, form=form)
+        some, own = _some(side, encoder.data), encoder.data.columns(side.split)["pid"]
+        there = (np.flatnonzero(some & (own == pid)) for pid in pids)
         rows = np.concatenate([np.sort(rng.permutation(x)[:ROWS]) for x in there])
-        parts.append((encoder.fetch(vectors[rows]), own[rows], ["+".join(side.use)] * len(rows)))
-    whole, found, uses = map(np.concatenate, zip(*parts))
-    similar = jax.device_get(similarities(whole, whole, vectors.packing)).astype(np.float64)
+        parts.append((encoder.fetch(found[rows]), own[rows], _has(side, encoder.data)[rows]))
+    whole, own, uses = map(np.concatenate, zip(*parts))
+    similar = jax.device_get(similarities(whole, whole, found.packing)).astype(np.float64)
     distances = np.maximum(1 - (similar + similar.T) / 2, 0)
     np.fill_diagonal(distances, 0)
-    return Points(distances, found, uses)
+    return Points(distances, own, uses)
+
+
+def _some(side: Side, data: Data) -> np.ndarray:
+    """Which rows of a split have what a side uses, [n] bool."""
+    return complete(side.use, data.present(side.split))
+
+
+def _has(side: Side, data: Data) -> np.ndarray:
+    """What the rows of a split show of what a side uses, [n] of str."""
+    shown = shown_pictures(side, data)
+    rest = [name for name in side.use if name not in shown]
+    return np.array(
+        ["+".join([*(m for m, x in shown.items() if x[i]), *rest]) for i in range(data.num_rows(side.split))]
+    )
 
 
 def silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
