@@ -33,7 +33,7 @@ def pairs(results: Mapping) -> Section | None:
         values = {pair: row["mAP"] for pair, row in rows.items()}
         png = charts.draw(lambda figure, values=values: _heat_map(figure, values, modalities), width=6.2, height=5)
         how = next((row["feature"] for (query, gallery), row in rows.items() if query != gallery), "")
-        text = f"{group}: mAP in percent of queries of one setting (rows) against a gallery of another (columns). "
+        text = f"Group {group}: mAP in percent of queries of a setting (rows) against a gallery of another (columns). "
         text += _compared(how) + settings.pair_means(values, modalities)
         pictures.append(Picture(f"pairs_{_file_name(group)}", png, text))
     if not pictures:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RATES = "missing.eta"  # the field of the config
 RATED = re.compile(r"(^|[-_.,/])eta[-_=]?\d*\.?\d+")  # a rate in the name of a folder
+SPAN = 10  # percentage points that an axis spans at least, so that small differences look small
 LINES = 20  # rows that are no settings and are drawn at most
 
 
@@ -134,7 +135,9 @@ def _by_setting(found: Sequence[Point], groups: Mapping[str, Mapping]) -> Pictur
         for i in range(1, len(columns)):
             axes.axvline(i - 0.5, color=charts.MISSING, linewidth=0.5)
         axes.set_xticks(range(len(names)), names)
-        axes.set(ylabel="mAP (%)", xlim=(-0.5, len(names) - 0.5))
+        low, high = axes.get_ylim()
+        more = max(SPAN - (high - low), 0) / 2
+        axes.set(ylabel="mAP (%)", xlim=(-0.5, len(names) - 0.5), ylim=(low - more, high + more))
         figure.legend(loc="outside right upper", fontsize="small")
 
     return Picture("settings", charts.draw(paint, width=10, height=4), text)
