@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import build, noise, open_tiny, tiny_config
-from looked_at import H, Looking, W, normalised, row, subject
+from looked_at import Data, H, Looking, W, normalised, row, subject
 
 from jax_mmreid.evaluators.encoder import Encoder
 from jax_mmreid.report import attention, charts, frames, rows
@@ -87,3 +87,8 @@ def test_random_rows_follow_from_the_seed_and_show_one_that_lacks_a_picture(monk
     for name in (names[0], names[2]):
         numbers = [int(x.removeprefix("attention_")) for x in name]
         assert len(set(numbers)) == 3 and [n % 5 in (3, 4) for n in numbers] == [False, False, True]
+    data = Data()
+    data.there["query"]["rgb"][:] = False
+    found = attention.section(subject({"a": row()}, data, Looking()))
+    assert len(found.pictures) == 3 and all("Missing: rgb." in x.caption for x in found.pictures)
+    assert attention.section(subject({"a": row()}, data, Looking()), [4]) is None  # it has no picture

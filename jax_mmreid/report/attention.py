@@ -39,9 +39,11 @@ def section(subject: Subject, chosen: Sequence[int] = ()) -> Section | None:
     if not name:
         return None
     split = sides.names(subject.rows[name])[0].split
-    chosen = list(chosen) or _some(subject, split)
+    present = subject.data.present(split)
+    there = np.stack([present[m] for m in subject.data.spec.modalities])
+    chosen = [row for row in chosen or _some(there, subject.seed) if there[:, row].any()]
     batch = rows.batch_of(subject, split, chosen)
-    found = measure(subject, batch)
+    found = measure(subject, batch) if chosen else None
     if found is None:
         return None
     pictures = []
@@ -56,17 +58,16 @@ def section(subject: Subject, chosen: Sequence[int] = ()) -> Section | None:
 
 def measure(subject: Subject, batch: Batch) -> np.ndarray | None:
     """`Method.attention` of a batch of uint8 pictures: [B,M,queries,heads,h,w], None if the method has none."""
-    with jax.transfer_guard("allow"):
-        found = _attention(subject.variables, _read(batch), method=subject.method, mean=subject.mean, std=subject.std)
+    found = _attention(subject.variables, _read(batch), method=subject.method, mean=subject.mean, std=subject.std)
     return None if found is None else jax.device_get(found)
 
 
-def _some(subject: Subject, split: str) -> list[int]:
-    """Random rows, ascending; the last one lacks a picture, if any row does."""
-    rng, present = np.random.default_rng(subject.seed), subject.data.present(split)
-    there = np.stack([present[m] for m in subject.data.spec.modalities])
+def _some(there: np.ndarray, seed: int) -> list[int]:
+    """Random rows of a split with pictures `there` [M,n]; the last one lacks a picture, if any row does."""
+    rng = np.random.default_rng(seed)
     whole, part = np.flatnonzero(there.all(axis=0)), np.flatnonzero(there.any(axis=0) & ~there.all(axis=0))
     last = rng.choice(part, min(1, len(part)), replace=False)
+    whole = whole if len(whole) else np.setdiff1d(part, last)
     rest = rng.choice(whole, min(COUNT - len(last), len(whole)), replace=False)
     return [*np.sort(rest).tolist(), *last.tolist()]
 
