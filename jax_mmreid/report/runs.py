@@ -96,9 +96,10 @@ def _by_rate(found: Sequence[Point]) -> Picture | None:
             for number, points in enumerate(lines.values()):
                 there = [(p.rate, p.settings[setting]) for p in points if setting in p.settings]
                 _errors(axes, [x for x, _ in there], [y for _, y in there], number, _line_name(points))
-            axes.set(title=title, xlabel="missing training pictures (%)", ylabel="mAP (%)")
+            axes.set(title=title, xlabel="missing training pictures (%)")
             axes.grid(True)
             axes.legend(fontsize="small")
+            _finish(axes)
 
     text = "mAP by the rate of training pictures that were hidden, mean over the modalities. Bars are sample standard "
     text += "deviations where runs differ in the seed only. Runs on one line differ in this rate alone."
@@ -135,9 +136,8 @@ def _by_setting(found: Sequence[Point], groups: Mapping[str, Mapping]) -> Pictur
         for i in range(1, len(columns)):
             axes.axvline(i - 0.5, color=charts.MISSING, linewidth=0.5)
         axes.set_xticks(range(len(names)), names)
-        low, high = axes.get_ylim()
-        more = max(SPAN - (high - low), 0) / 2
-        axes.set(ylabel="mAP (%)", xlim=(-0.5, len(names) - 0.5), ylim=(low - more, high + more))
+        axes.set(xlim=(-0.5, len(names) - 0.5))
+        _finish(axes)
         figure.legend(loc="outside right upper", fontsize="small")
 
     return Picture("settings", charts.draw(paint, width=10, height=4), text)
@@ -147,6 +147,12 @@ def _errors(axes: "Axes", x: list[float], y: list[dict], number: int, label: str
     style = charts.line(number) | ({} if line else {"linestyle": ""})
     values, spread = ([100 * (one[key] or 0.0) for one in y] for key in ("mean", "std"))
     axes.errorbar(x, values, yerr=spread, marker="osD^v<>P"[number % 8], markersize=4, capsize=2, label=label, **style)
+
+
+def _finish(axes: "Axes") -> None:
+    low, high = axes.get_ylim()
+    more = max(SPAN - (high - low), 0) / 2
+    axes.set(ylabel="mAP (%)", ylim=(low - more, high + more))
 
 
 def _line_name(found: Sequence[Point]) -> str:
