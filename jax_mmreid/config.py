@@ -27,6 +27,7 @@ RUNTIME_FIELDS = (
     "save_every",
     "log_every",
     "watchdog",
+    "profile",
     "mesh",
     "data.data_dir",
     "data.source",
@@ -44,7 +45,7 @@ RANGES = {
     r"seed": "[0, 4294967295]",
     r"epochs": "[1, inf)",
     r"length\.(steps|seconds)": "[0, inf)",
-    r"eval_every|eval_from|save_every|log_every": "[0, inf)",
+    r"eval_every|eval_from|save_every|log_every|profile": "[0, inf)",
     r"aug(\..*)?\.(flip|erase|grey)": "[0, 1]",
     r"aug(\..*)?\.pad": "[0, inf)",
     r"aug(\..*)?\.(warp\.shift|tone\.(mix|invert|blur|noise|brightness))": "[0, 1]",
@@ -111,6 +112,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             eval_from=0,  # epochs done before the first evaluation
             save_every=1,  # epochs
             log_every=10,  # steps
+            profile=(0, 0),  # steps start+1..stop of which a trace is written, see profiling.py
             # seconds after which a process of several gives up: see watchdog.py
             watchdog=dict(multiple=30.0, least=120.0, other=3600.0),
         )

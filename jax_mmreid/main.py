@@ -89,9 +89,10 @@ def run_as_command(command: Callable[[], None], address: tuple[str, int, int] = 
     """
     import jax
 
-    from jax_mmreid import distributed, startup
+    from jax_mmreid import compilation_cache, distributed, startup
 
     _log_to_stderr()
+    compilation_cache.enable()
     try:
         startup.initialise(startup.Address(*address), timeout)
         log.info("jax %s on %s", jax.__version__, distributed.describe())

@@ -28,6 +28,7 @@ from jax_mmreid.experiment import Experiment, Phase, model_spec
 from jax_mmreid.methods import Method
 from jax_mmreid.ops import augment
 from jax_mmreid.paths import place
+from jax_mmreid.profiling import Trace
 from jax_mmreid.state import TrainState, merge, streams
 from jax_mmreid.watchdog import Watchdog
 from jax_mmreid.weights import init as weights_init
@@ -105,6 +106,7 @@ def train(config: ConfigDict, workdir: PathLike, data: Data) -> None:
         stack.enter_context(writer)
         batches = stack.enter_context(contextlib.closing(data.train(start, total)))
         batches = prefetch_to_device(batches, exp.mesh)
+        trace = stack.enter_context(Trace(workdir, config.profile))
         stack.enter_context(jax.transfer_guard("disallow"))
         step, stop, phase, run = start, False, None, None
         while step < total and not stop:
@@ -112,10 +114,10 @@ def train(config: ConfigDict, workdir: PathLike, data: Data) -> None:
                 watchdog.no_step()
                 phase = exp.phase(step)
                 run = writer.untimed(compile_step(config, exp, phase))
+            trace.before(step, state)
             state, scalars = run(state, next(batches))
             step += 1
             watchdog.step(scalars)
-
             stop = must_stop(step)  # asked once, so that what stops the loop is also what saves
             evaluating = not stop and _evaluates(config, step, spec)
             saving = stop or step == total or _due(step, config.save_every * spec.steps_per_epoch)

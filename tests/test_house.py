@@ -16,10 +16,10 @@ SCRIPTS = sorted([*ROOT.glob("launch/*.py"), *ROOT.glob("configs/*.py")])
 # A file imports from lower ranks only, and from its own package; the small files of rank 0 from each other.
 RANKS = (
     "errors ranges batch hub config config_file paths",
-    "ops metrics state distributed startup",
+    "ops metrics state distributed compilation_cache startup",
     "losses models",
     "weights recipes methods",
-    "optim sharding checkpoint writer watchdog",
+    "optim sharding checkpoint writer profiling watchdog",
     "experiment",
     "evaluators cost search captioning export",
     "report",
