@@ -34,7 +34,7 @@ from jax_mmreid import evaluate as evaluation
 from jax_mmreid import train as training
 from jax_mmreid import watch as watching
 from jax_mmreid.batch import DataSpec
-from jax_mmreid.config import ConfigDict, config_hash, evals_hash, from_json, require_same
+from jax_mmreid.config import ConfigDict, config_hash, evals_hash, flat, from_json, require_same, to_json
 from jax_mmreid.cost import traced
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators.programs import rows_at_once
@@ -43,6 +43,7 @@ from jax_mmreid.paths import place
 
 log = logging.getLogger(__name__)
 
+OF_HOSTS = ("data.data_dir", "data.threads", "data.cache")  # may differ between processes
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # equal on all processes of a run
 
 
@@ -172,9 +173,9 @@ def _open_together(config: ConfigDict, workdir: PathLike | None = None) -> Opene
     """`open_dataset` on all processes, which must have the same config, code, packages and data."""
     with distributed.together():
         data = open_dataset(config, workdir)
-    code = {"config": config_hash(config), "evals": evals_hash(config), "code": _code_hash()}
-    packages = {name: version(name) for name in PACKAGES}
-    distributed.require_equal(code | packages, {"data": data.spec.fingerprint})
+    fields = {f"config.{key}": str(x) for key, x in flat(to_json(config)).items() if key not in OF_HOSTS}
+    code = {"the code of jax_mmreid": _code_hash()} | {name: version(name) for name in PACKAGES}
+    distributed.require_equal(fields | code, {"the files of the data": data.spec.fingerprint})
     return data
 
 

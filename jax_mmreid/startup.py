@@ -3,16 +3,25 @@
 import glob
 import importlib.util
 import os
+import threading
 from typing import NamedTuple
 
 import jax
 
-from jax_mmreid.errors import ConfigError
+from jax_mmreid.errors import ConfigError, report_error
 
 # Environment variables that say that a launcher has started several processes, or may have.
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # inside srun
 OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 INDEXED_JOB = ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX")
+# Of each launcher the variables with the number of a process, and of how many, for messages.
+LAUNCHED = {
+    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS"),
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "Kubernetes": ("JOB_COMPLETION_INDEX", ""),
+    "Cloud TPU": ("TPU_WORKER_ID", ""),
+}
+LATER = 60  # seconds
 
 
 class Address(NamedTuple):
@@ -28,11 +37,14 @@ def initialise(address: Address, timeout: int) -> None:
 
     What `address` leaves open is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then from
     SLURM, Open MPI, Kubernetes or Cloud TPU, as `jax.distributed.initialize` finds it. Raises ConfigError for an
-    incomplete address, and if not all processes have arrived within `timeout` seconds.
+    incomplete address and for a launcher that does not say enough. If not all processes have arrived within `timeout`
+    seconds, this one ends with a message and the exit code of a ConfigError.
     """
     address = _from_environment(address)
+    if address.num_processes == 1:
+        return
     launcher = _launcher()
-    if address.num_processes == 1 or (address == Address() and launcher is None):
+    if address == Address() and launcher is None:
         return
     given = (bool(address.coordinator), address.num_processes > 0, address.process_id >= 0)
     if not all(given) and (any(given) or launcher is None):
@@ -41,16 +53,24 @@ def initialise(address: Address, timeout: int) -> None:
             f"process_id={address.process_id}: give all three (host:port of process 0, and 0 <= process_id < "
             "num_processes), or none where a launcher knows them"
         )
-    where = f"process {address.process_id} of {address.num_processes} at {address.coordinator}"
-    if not any(given):
-        where, address = f"this process, started by {launcher},", Address(None, None, None)
+    if any(given):
+        who = f"process {address.process_id} of {address.num_processes} at {address.coordinator}"
+    else:
+        number, count = (os.environ.get(name, "?") for name in LAUNCHED[launcher])
+        who, address = f"process {number} of {count} of {launcher}", Address(None, None, None)
+    error = ConfigError(
+        f"{who} did not meet the others within {timeout} s; check that all of them run, the address of process 0 and "
+        "the firewall, or allow more with --startup_timeout"
+    )
+    # At a time-out of its own JAX aborts the process with a stack dump, so that comes later.
+    timer = threading.Timer(timeout, lambda: os._exit(report_error("jax_mmreid", error)))
+    timer.start()
     try:
-        jax.distributed.initialize(*address, initialization_timeout=timeout)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"{where} did not meet the others within {timeout} s ({str(error).splitlines()[0]}); check that all "
-            "processes run, the address and the firewall, or allow more with --startup_timeout"
-        ) from error
+        jax.distributed.initialize(*address, initialization_timeout=timeout + LATER)
+    except (RuntimeError, ValueError) as failure:  # of a launcher whose answer JAX cannot use
+        raise ConfigError(f"{who} cannot join the others: {str(failure).splitlines()[0]}") from failure
+    finally:
+        timer.cancel()
 
 
 def _from_environment(address: Address) -> Address:

@@ -107,8 +107,9 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
 from conftest import open_tiny
 from watched import few
 from jax_mmreid import watch
+from jax_mmreid.batch import Share
 config = few(folder, **{"mesh.data": -1})
-print([x["step"] for x in watch.watch(config, workdir, lambda: open_tiny(config, (int(index), 2)))])
+print([x["step"] for x in watch.watch(config, workdir, lambda: open_tiny(config, Share((int(index),), 2)))])
 """
 
 
