@@ -95,9 +95,6 @@ def train(config: ConfigDict, workdir: PathLike, data: Data) -> None:
         checkpoints = stack.enter_context(Checkpoints(workdir))
         must_stop = stack.enter_context(distributed.stopping())
         watchdog = stack.enter_context(Watchdog(**config.watchdog))
-        distributed.require_equal({}, {f"the newest checkpoint in {workdir}": str(checkpoints.last())})
-        if checkpoints.last() is not None and (workdir / "config.json").exists():
-            require_same(workdir / "config.json", config)
         state = start_or_resume(config, exp, data, checkpoints)
         init_workdir(workdir, config, data, spec, fresh=checkpoints.last() is None)
         start = int(jax.device_get(state.step))
@@ -143,8 +140,11 @@ def train(config: ConfigDict, workdir: PathLike, data: Data) -> None:
 
 def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints: Checkpoints) -> TrainState:
     """The state of the last checkpoint, or a new one, from `config.init`, after `Method.begin` on the training data."""
-    last = checkpoints.last()
+    last, kept = checkpoints.last(), checkpoints.folder / "config.json"
+    distributed.require_equal({}, {f"the newest checkpoint in {checkpoints.folder}": str(last)})
     if last is not None:
+        if kept.exists():
+            require_same(kept, config)
         saved = checkpoints.meta(last)
         if saved["fingerprint"] != data.spec.fingerprint:
             raise DataError(
