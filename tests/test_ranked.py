@@ -152,8 +152,10 @@ def test_lists_are_the_ranking_of_the_vectors_that_are_embedded(workdir, subject
 
 @pytest.mark.parametrize("changes", [{}, {"similarity": "common"}], ids=str)
 def test_shares_add_up_to_the_score(workdir, changes):
-    _, found = read(opened(workdir, **changes), "no_rt", k=7)
-    for one in found:
+    subject = opened(workdir, **changes)
+    _, found = read(subject, "no_rt", k=7)
+    for one, whole in zip(found, read(subject, "no_rt")[1]):
+        assert sum(one.typical.values()) == pytest.approx(whole.scores.mean(), abs=1e-6) and len(whole.scores) > 20
         assert list(one.shares) == (["nir"] if changes else ["imputed rgb", "nir", "imputed tir"])
         np.testing.assert_allclose(sum(one.shares.values()), one.scores, rtol=0, atol=1e-6)
         assert len(one.gallery) == len(one.scores) == len(one.matches) == 7 and (np.diff(one.scores) <= 0).all()

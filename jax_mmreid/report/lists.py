@@ -28,6 +28,7 @@ class RankedList(NamedTuple):
     scores: np.ndarray  # [k] float32
     matches: np.ndarray  # [k] bool
     shares: dict[str, np.ndarray]  # {part of the query: [k] float64}, which add up to the scores
+    typical: dict[str, float]  # the mean of each share over all gallery rows but junk
 
 
 def ranks(row: Mapping, both: Sides, encoder: Encoder) -> Ranks:
@@ -38,30 +39,36 @@ def ranks(row: Mapping, both: Sides, encoder: Encoder) -> Ranks:
 
 def read(row: Mapping, both: Sides, encoder: Encoder, places: Sequence[int], k: int) -> list[RankedList]:
     """The lists of the queries at these places of the Q, at most k rows long; they are those that `ranks` ranks."""
-    found = []
+    found, gallery = [], _host(both.vectors[1], encoder)
     scores = device_ranking.scores(*both.vectors, both.relevance, encoder.mesh, np.asarray(places, np.int64))
     for place, own in zip(places, scores):
-        best = ranking.order(-own, both.relevance, place)[:k]
-        matches = both.relevance.gallery_pid[best] == both.relevance.query_pid[place]
-        shares = _shares(row, both, encoder, place, best, own[best])
-        found.append(RankedList(int(both.rows[0][place]), both.rows[1][best], own[best], matches, shares))
+        order = ranking.order(-own, both.relevance, place)
+        best, shares = order[:k], _shares(row, both, encoder, place, gallery[order], own[order])
+        one = RankedList(
+            query=int(both.rows[0][place]),
+            gallery=both.rows[1][best],
+            scores=own[best],
+            matches=both.relevance.gallery_pid[best] == both.relevance.query_pid[place],
+            shares={name: x[:k] for name, x in shares.items()},
+            typical={name: float(x.mean()) for name, x in shares.items()},
+        )
+        found.append(one)
     return found
 
 
 def _shares(
-    row: Mapping, both: Sides, encoder: Encoder, place: int, best: np.ndarray, scores: np.ndarray
+    row: Mapping, both: Sides, encoder: Encoder, place: int, gallery: np.ndarray, scores: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What parts of the query at a place add to its scores [k] with the gallery rows at the places `best` [k]."""
-    query, gallery = both.vectors[0][np.array([place])], both.vectors[1][best]
+    """What parts of the query at a place add to its scores [n] with gallery vectors [n,D], which may be packed."""
     modalities = encoder.method.modalities
     if Retrieval(row).form == EMBED:
         side, options = both.names[0], row.get("options", {})
         terms = encoder.terms(side.split, side.use, options, both.rows[0][[place]], mixed=side.mixed)
-        others = _host(gallery, encoder).astype(np.float64)
-        found = {name: others @ x[0].astype(np.float64) for name, x in terms.items() if x.any()}
+        found = {name: np.einsum("nd,d->n", gallery, x[0], dtype=np.float64) for name, x in terms.items() if x.any()}
     else:
-        parts = (unpack(_host(x, encoder), query.packing) for x in (query, gallery))
-        common, shares = (x[0] for x in contributions(*parts, np.arange(len(best))[None]))
+        query = both.vectors[0][np.array([place])]
+        parts = (unpack(x, query.packing) for x in (_host(query, encoder), gallery))
+        common, shares = (x[0] for x in contributions(*parts, np.arange(len(gallery))[None]))
         found = {m: shares[:, i].astype(np.float64) for i, m in enumerate(modalities) if common[:, i].any()}
         apart = ~common.any(axis=1)
         found |= {APART: np.where(apart, scores, 0.0).astype(np.float64)} if apart.any() else {}

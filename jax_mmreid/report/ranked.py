@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 LENGTH = 8  # gallery rows of a list
 RANDOM, WORST = 2, 2  # queries of each kind that are shown
 MOST = 4  # lists of a query
-INCHES, BARS, HEAD = 0.8, 0.7, 0.75  # the width of a picture, the heights of the bars and of the words of a list
+INCHES, BARS, HEAD = 0.8, 0.6, 1.1  # the width of a picture, the heights of the bars and of all words of a list
 WORDS = 135  # characters of a line above a list
 COLOURS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#6F6F6F")  # of shares: none that stands for right or wrong
 ABOUT = (
     "What a query finds. Its pictures are on the left, the gallery rows with the greatest scores on the right, best "
     "first, one line for each modality that the list uses. Junk is left out, as in the evaluation. Green frames and ✓ "
-    "mark the identity of the query, orange ones and ✗ another. A dashed frame is a picture that is missing. The bars "
-    "show what each part of the query adds to a score; below zero it speaks against the match. They add up to the "
-    "score. Hatched bars are of features that stand in for a modality without a picture."
+    "mark the identity of the query, orange ones and ✗ another. A dashed frame is a picture that is missing. The "
+    "figures at the bottom are what each part of the query adds to the score; they add up to it. The bars show them "
+    "less their means over the gallery, so what sets a row apart: above zero a part speaks for the row more than for "
+    "an average one, below zero less. Hatched bars are of features that stand in for a modality without a picture."
 )
 CAPTION = "{words}, {why}. {lists} AP is the average precision of the list, and the first match its rank in the CMC."
 
@@ -184,17 +185,23 @@ def _paint(block: "SubFigure", subject: Subject, one: Asked, best: RankedList, s
 
 
 def _bars(line: Sequence["Axes"], best: RankedList, modalities: Sequence[str]) -> None:
-    """The shares of each gallery row in a panel of its own, all on one scale; what they are in the first panel."""
+    """The shares of each gallery row, in figures and, as bars, less their means over the gallery.
+
+    Each row has a panel, all with one scale; the first one says which bar is which.
+    """
     names = dict.fromkeys([*modalities, *(name.removeprefix(IMPUTED) for name in best.shares)])
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    values = np.stack([*best.shares.values()])
-    low, high = min(0.0, values.min()), max(0.0, values.max())
+    values = np.stack([share - best.typical[name] for name, share in best.shares.items()])
+    low, high = min(0.0, values.min()), max(0.0, values.max(), 1e-6)
     for i, axes in enumerate(line[1 : 1 + len(best.gallery)]):
-        for x, (name, share) in enumerate(best.shares.items()):
+        for x, name in enumerate(best.shares):
             colour, hatch = colours[name.removeprefix(IMPUTED)], "//////" if name.startswith(IMPUTED) else ""
-            axes.bar(x, share[i], color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
+            axes.bar(x, values[x, i], color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
         axes.axhline(0, color="#000000", linewidth=0.5)
-        axes.set(xticks=[], xlim=(-1, len(best.shares)), ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))
-        axes.tick_params(labelsize=6, labelleft=i == 0, length=2)
+        axes.set(xlim=(-1, len(values)), ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))
+        shares = [f"{share[i]:.4f}" for share in best.shares.values()]
+        axes.set_xticks(range(len(shares)), shares, rotation=90, fontsize=6)
+        axes.tick_params(axis="x", length=0, pad=1)
+        axes.tick_params(axis="y", labelsize=6, labelleft=i == 0, length=2)
     handles, names = line[1].get_legend_handles_labels()
     line[0].legend(handles, names, loc="center", fontsize=6, handlelength=1, title="share of score", title_fontsize=6)
