@@ -12,6 +12,7 @@ from random_run import few
 from scored import DEFINITIONS, QUERY, SIDES, arrays, cosine, rows
 from test_report_command import write_manifest
 
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators.encoder import Side
 from jax_mmreid.metrics import device_ranking, ranking, vectors
 from jax_mmreid.metrics.protocols import PROTOCOLS
@@ -233,6 +234,17 @@ def test_a_missing_picture_is_shown_as_missing(workdir, drawn, small, painted, m
         shown = np.stack(list(subject.data.present("test").values()))
         assert texts.count("missing") == (~shown[:, [one.query, *one.gallery]]).sum() > 0
         assert len(both.rows[0]) == 30
+
+
+def test_a_query_that_has_nothing_of_what_is_used_is_refused(workdir, drawn):
+    config = write_manifest(drawn, workdir.parent / "other")
+    found = report.open_run(workdir, file=str(config), overrides=[f"data.data_dir={config.parent}"])
+    subject = report.subject_of(found, ["full"])
+    nir = {side: dict(split="test", use=("nir",)) for side in ("query", "gallery")}
+    subject = subject._replace(rows={"nir": subject.rows["full"] | nir})
+    missing = int(np.flatnonzero(~subject.data.present("test")["nir"])[0])
+    with pytest.raises(ConfigError, match=rf"^row {missing} of test has nothing to ask with \(nir\); choose others$"):
+        drawing.section(subject, [missing])
 
 
 def test_errors_are_those_of_the_definition():

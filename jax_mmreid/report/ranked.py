@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jax_mmreid.errors import ConfigError
 from jax_mmreid.evaluators import TEXT
 from jax_mmreid.evaluators.encoder import Side, shown_pictures
 from jax_mmreid.evaluators.retrieval import Retrieval
@@ -48,7 +49,10 @@ class Asked(NamedTuple):
 
 
 def section(subject: Subject, chosen: Sequence[int] = ()) -> Section | None:
-    """Lists of chosen rows of the query split, random queries and those with the least AP; None without any row."""
+    """Lists of chosen rows of the query split, random queries and those with the least AP; None without any row.
+
+    Raises ConfigError for a chosen row that no list can ask for.
+    """
     name = sides.widest(subject.rows)
     if not name:
         return None
@@ -110,6 +114,9 @@ def _picture(subject: Subject, asked: Sequence[Asked], query: int, why: str) -> 
         if len(place):
             best = lists.read(one.row, one.both, subject.encoder, place.tolist(), LENGTH)[0]
             found.append((one, best, _heading(subject, one, int(place[0]), query)))
+    if not found:
+        uses, split = ", ".join(sides.used(one.row) for one in asked), asked[0].both.names[0].split
+        raise ConfigError(f"row {query} of {split} has nothing to ask with ({uses}); choose others")
     pictures = [
         [_pictures(subject, *side) for side in zip(one.both.names, (np.array([query]), best.gallery))]
         for one, best, _ in found
