@@ -13,29 +13,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_processes
 from bucket import NAME, served
 from conftest import open_tiny, tiny_config
 from tensorboardX import record_writer
+from watched import few
 
 from input_pipeline import tfds_builder
 from input_pipeline.reading import masks
-from jax_mmreid import evaluate, paths, train, writer
+from jax_mmreid import evaluate, paths, run, train, writer
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.writer import Writer
 
 RUN = """
 import sys
-from conftest import tiny_config
+from watched import few
 from jax_mmreid import run
 from jax_mmreid.errors import PreemptedError
-from test_buckets import ROW
+from test_buckets import SMALL
 folder, workdir = sys.argv[1:]
 try:
-    run.train_and_evaluate(tiny_config(folder, **ROW), workdir)
+    run.train_and_evaluate(few(folder, **SMALL), workdir)
 except PreemptedError:
     sys.exit(75)
 """
-ROW = {"row": "A", "modalities": "rgb/tir", "model.image.layers": 1}
+TWO = """
+import json
+from watched import few
+from jax_mmreid import run
+folder, workdir, fields = given
+fields = json.loads(fields) | {"data.source": "tfds", "mesh.data": 2}
+run.train_and_evaluate(few(folder, **fields), workdir)
+"""
+SMALL = {"modalities": "rgb/tir", "model.image.layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +146,7 @@ def test_a_run_in_a_bucket_is_that_of_a_folder_and_goes_on_after_a_signal(bucket
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=120) == 75
     assert start().wait(timeout=120) == 0
-    config = tiny_config(drawn, **ROW)
+    config = few(drawn, **SMALL)
     data = open_tiny(config)
     train.train(config, tmp_path, data)
     evaluate.evaluate(config, tmp_path, data)
@@ -148,6 +158,23 @@ def test_a_run_in_a_bucket_is_that_of_a_folder_and_goes_on_after_a_signal(bucket
     logs = (tmp_path / "metrics.jsonl").read_text(), bucket.objects["run/metrics.jsonl"][0].decode()
     steps = [[json.loads(line)["step"] for line in log.splitlines()] for log in logs]
     assert set(steps[0]) <= set(steps[1])  # and that of the signal
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_bucket(bucket, drawn, tmp_path, port):
+    """Two processes whose packed data and workdir are in a bucket end as one whose are not."""
+    tfds_builder.build("synthetic", str(drawn), f"gs://{NAME}/shared", modalities=("rgb", "tir"))
+    fields = SMALL | {"epochs": 1}
+    test_processes.run(TWO, 2, port, f"gs://{NAME}/shared", f"gs://{NAME}/two", json.dumps(fields), devices=2)
+    config = few(drawn, **fields)
+    run.train_and_evaluate(config, tmp_path)
+    ours, theirs = (
+        json.loads((tmp_path / "results.json").read_text()),
+        json.loads(bucket.objects["two/results.json"][0]),
+    )
+    assert ours["step"] == theirs["step"]
+    for name, row in ours["evals"].items():
+        assert row == pytest.approx(theirs["evals"][name], abs=1e-6), name
 
 
 @pytest.mark.slow
