@@ -34,6 +34,13 @@ def absolute(name: epath.PathLike) -> epath.Path:
     return path if in_bucket(path) else path.absolute()
 
 
+def local(name: epath.PathLike) -> Path:
+    """A path on this machine; raises ConfigError for a bucket, whose files cannot be opened in part or added to."""
+    if in_bucket(name):
+        raise ConfigError(f"{name}: this must be on this machine; name a folder or file that is not in a bucket")
+    return Path(name)
+
+
 def in_bucket(path: epath.PathLike) -> bool:
     """Whether a path is one of a bucket, whose files can be replaced, but not be added to."""
     return "://" in str(path)

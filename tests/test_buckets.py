@@ -16,6 +16,7 @@ import pytest
 import test_processes
 from bucket import NAME, served
 from conftest import open_tiny, tiny_config
+from stored import IDENTITY
 from tensorboardX import record_writer
 from watched import few
 
@@ -23,6 +24,8 @@ from input_pipeline import tfds_builder
 from input_pipeline.reading import masks
 from jax_mmreid import evaluate, paths, run, train, writer
 from jax_mmreid.errors import ConfigError
+from jax_mmreid.search.store import Store
+from jax_mmreid.weights import files
 from jax_mmreid.writer import Writer
 
 RUN = """
@@ -126,6 +129,8 @@ def test_a_place_on_this_machine_stays_what_it_is(tmp_path, monkeypatch):
 
 
 def test_other_buckets_are_refused_in_one_line(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="gs://a/gallery: this must be on this machine"):
+        Store.create("gs://a/gallery", IDENTITY)
     with pytest.raises(ConfigError, match=r"^s3://a/b: of buckets, only gs:// works.*; mount the bucket and name the"):
         paths.place("s3://a/b")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -158,6 +163,10 @@ def test_a_run_in_a_bucket_is_that_of_a_folder_and_goes_on_after_a_signal(bucket
     logs = (tmp_path / "metrics.jsonl").read_text(), bucket.objects["run/metrics.jsonl"][0].decode()
     steps = [[json.loads(line)["step"] for line in log.splitlines()] for log in logs]
     assert set(steps[0]) <= set(steps[1])  # and that of the signal
+    ours, theirs = files.load_one(tmp_path), files.load_one(f"gs://{NAME}/run")  # as config.init does
+    assert ours.keys() == theirs.keys()
+    for name, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
 
 
 @pytest.mark.slow

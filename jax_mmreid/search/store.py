@@ -21,6 +21,7 @@ import numpy as np
 
 from jax_mmreid.errors import DataError
 from jax_mmreid.metrics.similarity import Packing, Parts
+from jax_mmreid.paths import local
 from jax_mmreid.search import manifest, segments
 from jax_mmreid.search.manifest import LOCK, MANIFEST, Identity, State
 from jax_mmreid.search.segments import Columns, Rows
@@ -51,8 +52,8 @@ class Store:
 
     @classmethod
     def create(cls, folder: str | Path, identity: Identity) -> "Store":
-        """A new store without entries. Raises DataError if the folder holds something."""
-        folder, identity = Path(folder), manifest.identity(**identity._asdict())
+        """A new store without entries. Raises DataError if the folder holds something, ConfigError for a bucket."""
+        folder, identity = local(folder), manifest.identity(**identity._asdict())
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
         if not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK, f"{MANIFEST}.new"}:
@@ -67,7 +68,8 @@ class Store:
     @classmethod
     def open(cls, folder: str | Path, identity: Identity | None = None) -> "Store":
         """A store that exists. Raises DataError if there is none, or if it is of another model than `identity`."""
-        found = manifest.read(Path(folder)).identity
+        folder = local(folder)
+        found = manifest.read(folder).identity
         if identity is not None:
             for name, (ours, wanted) in zip(Identity._fields, zip(found, manifest.identity(**identity._asdict()))):
                 if ours != wanted:
@@ -75,7 +77,7 @@ class Store:
                         f"store {folder} is of another model: {name} is {ours} there and {wanted} here; "
                         "use the model that made it, or make a new store"
                     )
-        return cls(Path(folder), found)
+        return cls(folder, found)
 
     def __len__(self) -> int:
         """The number of entries."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jax_mmreid import __version__
 from jax_mmreid.errors import ConfigError, DataError, report_error
+from jax_mmreid.paths import local
 from jax_mmreid.weights import files, layouts, sources
 from jax_mmreid.weights import init as weights_init
 
@@ -24,9 +25,9 @@ from jax_mmreid.weights import init as weights_init
 def convert(source: str, output: str | Path, *, layout: str = "auto", revision: str | None = None) -> None:
     """Writes the converted folder `output`.
 
-    Raises DataError for weights that cannot be read whole, ConfigError if `output` exists.
+    Raises DataError for weights that cannot be read whole, ConfigError if `output` exists or is in a bucket.
     """
-    if Path(output).exists():
+    if local(output).exists():
         raise ConfigError(f"{output} exists; choose another --output or remove it")
     found = sources.read(source, revision)
     weights = files.to_weights(found, layout)
