@@ -1,6 +1,7 @@
 """Equality: two processes with four devices each do what one process with eight does, and one with one."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,12 +25,13 @@ if int(count) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
 """
 RUN = """
-make, folder, workdir, init, changes, order = given
+make, folder, workdir, init, cases, order = given
 import json
 import conftest, test_processes, watched
 make = getattr(watched if make == "few" else conftest, make)
 test_processes.place_devices(order)
-test_processes.train_and_evaluate(make, folder, workdir, init, json.loads(changes))
+for name, changes in json.loads(cases).items():
+    test_processes.train_and_evaluate(make, folder, f"{workdir}/{name}", init, changes)
 """
 
 RANK = """
@@ -141,46 +143,50 @@ def train_and_evaluate(make, folder, workdir, init, changes):
     evaluate.evaluate(config, workdir, data)
 
 
-def assert_two_processes_equal_one(make, folder, tmp_path, port, changes, *, data, model=1, order="data"):
-    """Trains and evaluates from the same weights, here on data x model devices, and by two processes on as many."""
-    devices = data * model
-    changes |= {"mesh.data": data, "mesh.model": model}
-    init = random_weights(make(folder, seed=2, **changes), tmp_path / "init.safetensors")
-    train_and_evaluate(make, folder, tmp_path / "1", init, changes)
-    given = make.__name__, folder, tmp_path / "2", init, json.dumps(changes), order
-    run(RUN, 2, port, *given, devices=devices, flags=os.environ["XLA_FLAGS"])
-    one, two = (json.loads((tmp_path / count / "results.json").read_text()) for count in "12")
+def assert_two_processes_equal_one(make, folder, tmp_path, port, changes, *meshes, order="data"):
+    """Trains and evaluates from the same weights on meshes (data, model), here and by two processes."""
+    cases = {f"{data}x{model}": {"mesh.data": data, "mesh.model": model} | changes for data, model in meshes}
+    init = random_weights(make(folder, seed=2, **next(iter(cases.values()))), tmp_path / "init.safetensors")
+    for name, case in cases.items():
+        train_and_evaluate(make, folder, tmp_path / "1" / name, init, case)
+    given = make.__name__, folder, tmp_path / "2", init, json.dumps(cases), order
+    run(RUN, 2, port, *given, devices=math.prod(meshes[0]), flags=os.environ["XLA_FLAGS"])
+    for name in cases:
+        assert_same_run(*(tmp_path / count / name for count in "12"))
+
+
+def assert_same_run(first, second):
+    one, two = (json.loads((workdir / "results.json").read_text()) for workdir in (first, second))
     assert one["config_hash"] == two["config_hash"]
     for name, row in one["evals"].items():
         assert row == pytest.approx(two["evals"][name], abs=1e-6), name
-    lines = [(tmp_path / count / "metrics.jsonl").read_text().splitlines() for count in "12"]
+    lines = [(workdir / "metrics.jsonl").read_text().splitlines() for workdir in (first, second)]
     assert len(lines[0]) == len(lines[1])
     for a, b in zip(*map(lambda part: map(json.loads, part), lines)):
         a, b = ({k: v for k, v in x.items() if k != "samples_per_second"} for x in (a, b))
         assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.parametrize("mesh", [dict(data=2), dict(data=1, model=2)])
-def test_two_processes_equal_one_in_small(tmp_path, port, drawn, mesh):
+def test_two_processes_equal_one_in_small(tmp_path, port, drawn):
     """Row A with one layer, two modalities and two rows of evaluation: what the default run can afford.
 
     With data=1 both processes have the whole batch, each for its part of the matrices.
     """
     changes = {"modalities": "rgb/tir", "epochs": 1, "eval_every": 0, "model.image.layers": 1}
-    assert_two_processes_equal_one(few, drawn, tmp_path, port, changes, **mesh)
+    assert_two_processes_equal_one(few, drawn, tmp_path, port, changes, (2, 1), (1, 2))
 
 
 MESHES = [
-    pytest.param(tiny_config, dict(data=8), id="miss_reid"),
-    pytest.param(tiny_config, dict(data=4, model=2, order="model"), id="miss_reid by columns"),
-    pytest.param(tiny_config, dict(data=4, model=2, order="mixed"), id="miss_reid mixed"),
-    pytest.param(tiny_tvi_config, dict(data=4, model=2, order="model"), id="tvi_lfm by columns"),
-    pytest.param(tiny_clip_config, dict(data=8, order="mixed"), id="clip mixed"),
+    pytest.param(tiny_config, (8, 1), "data", id="miss_reid"),
+    pytest.param(tiny_config, (4, 2), "model", id="miss_reid by columns"),
+    pytest.param(tiny_config, (4, 2), "mixed", id="miss_reid mixed"),
+    pytest.param(tiny_tvi_config, (4, 2), "model", id="tvi_lfm by columns"),
+    pytest.param(tiny_clip_config, (8, 1), "mixed", id="clip mixed"),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "mesh"), MESHES)
-def test_two_processes_equal_one(request, tmp_path, port, make, mesh):
+@pytest.mark.parametrize(("make", "mesh", "order"), MESHES)
+def test_two_processes_equal_one(request, tmp_path, port, make, mesh, order):
     folder = request.getfixturevalue("drawn_sysu" if make is tiny_tvi_config else "drawn")
-    assert_two_processes_equal_one(make, folder, tmp_path, port, {}, **mesh)
+    assert_two_processes_equal_one(make, folder, tmp_path, port, {}, mesh, order=order)
