@@ -289,14 +289,14 @@ class MissReID(Method):
         found = self.structure.apply({"params": params["structure"]}, patches.reshape(-1, *patches.shape[2:]))
         return tuple(x.reshape(*patches.shape[:2], *x.shape[1:]) for x in found)
 
-    def _used(self, use: tuple[str, ...]) -> Array:
+    def _used(self, use: tuple[str, ...]) -> np.ndarray:
         """Which modalities are in `use`, [M] bool; raises ConfigError for one that is none of these, and for none."""
         if not use or not set(use) <= set(self.modalities):
             raise ConfigError(
                 f"miss_reid has no vector of {'+'.join(use)!r}: `use` must name some of "
                 f"{', '.join(self.modalities)}; the method reads no captions"
             )
-        return jnp.array([m in use for m in self.modalities])
+        return np.array([m in use for m in self.modalities])
 
 
 def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> MissReID:
