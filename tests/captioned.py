@@ -113,7 +113,8 @@ class Captioned:
             described = {f"text/{m}": has_caption(ids) for m, ids in batch["text"].items()}
             if described:
                 batch["present"] |= described | {"text": np.all(list(described.values()), axis=0)}
-            yield batch | {name: np.zeros(self.batch, np.int32) for name in ("pid", "camid", "view", "index")}
+            batch["index"] = np.arange(start, start + self.batch, dtype=np.int32)
+            yield batch | {name: np.zeros(self.batch, np.int32) for name in ("pid", "camid", "view")}
 
 
 def draw(seed, rows, sentences, *, absent=0.2, uncaptioned=0.2):
