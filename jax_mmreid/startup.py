@@ -96,6 +96,8 @@ def _launcher() -> str | None:
             raise ConfigError("Open MPI does not name the address of process 0; give --coordinator=HOST:PORT, "
                               "--num_processes and --process_id=$OMPI_COMM_WORLD_RANK")  # fmt: skip
         return "Open MPI"
+    if importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+        return "Cloud TPU"  # on Kubernetes too, where its variables are enough
     if has >= set(INDEXED_JOB):
         if importlib.util.find_spec("kubernetes") is None:
             raise ConfigError(
@@ -103,5 +105,4 @@ def _launcher() -> str | None:
                 "(pip install kubernetes); --num_processes=1 runs without them"
             )
         return "Kubernetes"
-    on_tpu = importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
-    return "Cloud TPU" if on_tpu else None
+    return None

@@ -1,5 +1,6 @@
 """Law: a process joins the others that its flags, JAX's variables or its launcher name, or says what is missing."""
 
+import glob
 import importlib.util
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def joined(monkeypatch):
             for name, value in variables.items():
                 patch.setenv(name, value)
             patch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
+            patch.setattr(glob, "glob", lambda pattern: [pattern])
             patch.setattr(importlib.util, "find_spec", lambda name: name in packages or None)
             startup.initialise(address, timeout=60)
         assert len(calls) < 2
@@ -56,6 +58,8 @@ FOUND_BY_JAX = (None, None, None)
         (OPEN_MPI | URI, Address(), (), FOUND_BY_JAX),
         (POD, Address(), ("kubernetes",), FOUND_BY_JAX),
         (POD, Address(num_processes=1), (), None),
+        ({}, Address(), ("libtpu",), FOUND_BY_JAX),
+        (POD, Address(), ("libtpu",), FOUND_BY_JAX),
     ],
 )
 def test_a_process_joins_whom_it_should(joined, variables, address, packages, want):
