@@ -92,9 +92,10 @@ def run_as_command(command: Callable[[], None], address: tuple[str, int, int] = 
     from jax_mmreid import compilation_cache, distributed, startup
 
     _log_to_stderr()
-    compilation_cache.enable()
     try:
         startup.initialise(startup.Address(*address), timeout)
+        if not distributed.is_multiprocess():  # else one may find a program that the others compile, and wait too long
+            compilation_cache.enable()
         log.info("jax %s on %s", jax.__version__, distributed.describe())
         command()
     except tuple(EXIT_CODES) as error:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {
     "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {FAST_COMPILATION}",
     "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": "",  # two processes keep no compiled programs
     "PYTHONUNBUFFERED": "1",
 }
 SMALL = (

@@ -68,6 +68,7 @@ def run(script, count, port, *given, devices=8, flags=""):
     flags = f"{flags} --xla_force_host_platform_device_count={devices // count}"  # the last of equal flags counts
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": ""} if count > 1 else {}
     command = [sys.executable, "-c", START + script]
     given = list(map(str, given))
     processes = [
