@@ -6,6 +6,9 @@
 The prototypes are a float32 array proto [M,K,D] of unit or zero rows. A zero row is a prototype that does not exist
 yet; the update needs no special case for it, since unit(alpha 0 + (1 - alpha) f) = f. Features are normalised here and
 get no gradient; entries outside `where` are never read.
+
+Identities may be split over devices. A batch takes out the entries of its identities (`read`), works on these, and puts
+them back: a device reads and writes what it holds, and what devices exchange has the size of a batch.
 """
 
 import jax
@@ -22,12 +25,17 @@ def init(modalities: int, identities: int, width: int) -> tuple[jax.Array, jax.A
     return jnp.zeros((modalities, identities, width)), jnp.zeros((modalities, identities), jnp.int32)
 
 
+def read(bank: jax.Array, labels: jax.Array) -> jax.Array:
+    """The entries of the identities of a batch: bank [M,K,...], labels [B] -> [M,B,...]."""
+    return jnp.asarray(bank)[:, labels]
+
+
 def accumulate(
     sums: jax.Array, counts: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Adds the unit features of a batch to sums and counts; feats [B,M,D], labels [B], where [B,M]."""
-    rows = jnp.arange(sums.shape[0])[None, :], labels[:, None]  # [B,M]
-    return sums.at[rows].add(_inputs(feats, where)), counts.at[rows].add(where.astype(counts.dtype))
+    added = _added(read(sums, labels), read(counts, labels), feats, labels, where)
+    return _write(sums, added[0], labels, where), _write(counts, added[1], labels, where)
 
 
 def finalize(sums: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -48,7 +56,9 @@ def ema(proto: jax.Array, sums: jax.Array, counts: jax.Array, alpha: float) -> j
 
 def update_mean(proto: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array, alpha: float) -> jax.Array:
     """`ema` of one batch: feats [B,M,D], labels [B], where [B,M]; independent of the order of rows."""
-    return ema(proto, *accumulate(*init(*proto.shape), feats, labels, where), alpha)
+    (M, _, D), B = proto.shape, len(labels)
+    rows = ema(read(proto, labels), *_added(*init(M, B, D), feats, labels, where), alpha)
+    return _write(proto, rows, labels, where)
 
 
 def update_sequential(
@@ -56,13 +66,15 @@ def update_sequential(
 ) -> jax.Array:
     """Eq. 3 for one sample after the other, feats [B,M,D], labels [B], where [B,M]; the last has the largest weight."""
 
-    def step(proto, sample):
-        feat, label, present = sample  # [M,D], [], [M]
-        old = jax.lax.dynamic_index_in_dim(proto, label, axis=1, keepdims=False)
+    def step(rows, sample):
+        feat, row, present = sample  # [M,D], [], [M]
+        old = jax.lax.dynamic_index_in_dim(rows, row, axis=1, keepdims=False)
         new = jnp.where(present[:, None], masked.unit(alpha * old + (1 - alpha) * feat), old)
-        return jax.lax.dynamic_update_index_in_dim(proto, new, label, axis=1), None
+        return jax.lax.dynamic_update_index_in_dim(rows, new, row, axis=1), None
 
-    return jax.lax.scan(step, proto, (_inputs(feats, where), labels, where))[0]
+    first = _first(labels)
+    rows, _ = jax.lax.scan(step, read(proto, labels), (_inputs(feats, where), first, where))
+    return _write(proto, read(rows, first), labels, where)
 
 
 def empty(modalities: int, identities: int, width: int, *, update: str) -> dict[str, jax.Array]:
@@ -96,3 +108,27 @@ def update(
 
 def _inputs(feats: jax.Array, where: jax.Array) -> jax.Array:
     return masked.unit(masked.blank(jax.lax.stop_gradient(feats), where))
+
+
+def _first(labels: jax.Array) -> jax.Array:
+    """The first row of each row's identity: labels [B] -> [B]."""
+    return jnp.argmax(labels[:, None] == labels, axis=1)
+
+
+def _added(
+    sums: jax.Array, counts: jax.Array, feats: jax.Array, labels: jax.Array, where: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sums [M,B,D] and counts [M,B] of the identity of each row with the unit features of its rows added."""
+    first = _first(labels)
+    sums = sums.at[:, first].add(_inputs(feats, where).swapaxes(0, 1))
+    counts = counts.at[:, first].add(where.T.astype(counts.dtype))
+    return read(sums, first), read(counts, first)
+
+
+def _write(bank: jax.Array, rows: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
+    """The bank [M,K,...] with the entries [M,B,...] of the identities of the rows that `where` [B,M] has something of.
+
+    Rows of one identity hold the same entry.
+    """
+    outside = bank.shape[1]  # where nothing is written
+    return jnp.asarray(bank).at[:, jnp.where(where.any(axis=1), labels, outside)].set(rows, mode="drop")
