@@ -5,7 +5,11 @@ d_ap = max over rows of the anchor's identity, d_an = min over rows of the other
 
 Weighted (TVI-LFM, NeurIPS 2024; Ye et al., 2021, "AGW"): softplus(d_ap - d_an), with d_ap and d_an means under softmax
 weights of d and of -d.
+
+Both look at all rows of a batch, or with `in_blocks` at each of several equal blocks of it by itself.
 """
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +58,21 @@ def weighted_triplet(
     d_ap, d_an = ((weight * dist).sum(axis=1) / (weight.sum(axis=1) + 1e-6) for weight in (pull, push))
     anchors = where & negative.any(axis=1)
     return masked.blank(jax.nn.softplus(d_ap - d_an), anchors), anchors
+
+
+def in_blocks(
+    loss: Callable, blocks: int, feats: Sequence[jax.Array], labels: jax.Array, where: Sequence[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """A triplet loss of features of several kinds, of each of `blocks` equal blocks of the batch by itself.
+
+    feats [B,D] and where [B] of each kind, labels [B] -> loss and anchors of all kinds. With a block for every device
+    that has rows, none needs the features of another.
+    """
+    # The kinds of a row stay beside each other, so that a block has them all.
+    columns = [jnp.stack(x, axis=1) for x in (feats, [labels] * len(feats), where)]
+    columns = [x.reshape(blocks, -1, *x.shape[2:]) for x in columns]
+    found = jax.vmap(lambda feats, labels, where: loss(feats, labels, where=where))(*columns)
+    return tuple(x.reshape(-1) for x in found)
 
 
 def _distances(feats: jax.Array, where: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ Features of pictures and captions are in one space. At test, "text" stands for t
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -43,6 +44,7 @@ class Config:
     dim: int  # of the space that pictures and captions share
     dedup_captions: bool  # a caption is no negative of another picture that has the same caption
     block: int  # the largest number of captions that the loss compares with at a time
+    microbatches: int  # the towers see a training batch in so many parts, for less memory, with the same result
     dtype: str  # one of towers.DTYPES
     remat: bool  # the towers recompute a block in the backward pass, for less memory
     scan: bool  # the towers compile one block for all layers, for a shorter compilation
@@ -81,10 +83,11 @@ class CLIP(Method):
         # Pairs [B*M] with B outermost, so a batch sharded over devices stays where it is.
         ids = jnp.stack([batch["text"][m] for m in names], axis=1)
         ids = ids.reshape(-1, ids.shape[-1])
-        pictures = self.tower.forward(params["image"], batch, names)
+        pictures = self.tower.forward(params["image"], batch, names, train=True)
         where = pictures.present.reshape(-1) & has_caption(ids)
         x = pictures.feats.reshape(len(ids), -1)
-        y = self._caption_features(params, ids)
+        read = functools.partial(self._caption_features, params)
+        y = towers.in_microbatches(read, ids, self.tower.microbatches)
         scale = jnp.exp(jnp.minimum(params["logit_scale"], HIGHEST))
         options = dict(scale=scale, key=self._keys(ids), where=where, block=self.block)
         scalars = {"scale": scale, "has_caption": where.mean()}
@@ -174,10 +177,11 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
             "set data.text.tokenizer, and data.options.captioner to captions that the data have"
         )
     towers.check_reader(config.text, "the captions of the data", vocab=spec.vocab, context=spec.text_length)
+    towers.check_parts(spec, microbatches=config.microbatches)
     options = dict(dim=config.dim, dtype=config.dtype, remat=config.remat, scan=config.scan)
     image = towers.image_tower(config.image, spec.image_size, project_all=False, **options)
     return CLIP(
-        tower=SharedTower(tuple(spec.modalities), image),
+        tower=SharedTower(tuple(spec.modalities), image, microbatches=config.microbatches),
         text=towers.text_tower(config.text, **options),
         loss_kind=config.loss,
         dedup_captions=config.dedup_captions,

@@ -15,6 +15,7 @@ text_triplet, text_identity, text_nce. Shapes: f and f~ [B,M,D], s [B,S], presen
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from jax import Array
 from jax_mmreid.batch import Batch, DataSpec
 from jax_mmreid.config import check_choices
 from jax_mmreid.errors import ConfigError
-from jax_mmreid.losses.branch import branch
+from jax_mmreid.losses.branch import BranchLoss
 from jax_mmreid.losses.prototypes import ORDERS, MemoryFields, Prototypes
 from jax_mmreid.methods import LossOut, Method, PublishedPart
 from jax_mmreid.models import conv_tower, shared_tower, towers
@@ -59,6 +60,9 @@ class Config:
     margin: float  # of the triplet losses; negative: soft margin
     triplet_tau: float  # of triplet losses on, and retrieval by, unit features less their mean; 0: on f itself
     shared_head: bool  # f of all modalities share one head and one triplet loss, so that they meet; not published
+    class_multiple: int  # the axis of identities is filled up to a multiple of this, which devices can share evenly
+    mining_blocks: int  # triplet losses find their pairs within so many equal blocks of the batch
+    microbatches: int  # the tower sees a training batch in so many parts, for less memory, with the same result
     sie_camera: bool  # a learned vector per training camera on the class token
     prompts: int  # prompt tokens per modality
     template_kind: str  # one of TEMPLATES
@@ -115,7 +119,7 @@ class MissReID(Method):
             params |= self.language.init(language_key, s)
             widths |= {f"text_{name}": self.config.dim for name in self.modalities}
         params["heads"], stats = init_heads(self.head, head_key, widths)
-        sizes = len(self.modalities), self.head.classes, self.config.dim
+        sizes = len(self.modalities), self.head.classes + self.head.fill, self.config.dim
         bank = self.prototypes.init(*sizes) if self.prototypes else {}
         return {"params": params, "batch_stats": {"heads": stats}, "memory": bank}
 
@@ -124,57 +128,50 @@ class MissReID(Method):
         if not state.memory:
             return state
 
-        @jax.jit
+        @functools.partial(jax.jit, donate_argnums=(1, 2))
         def add(params, sums, counts, batch):
             present, _, feats = self.tower.forward_all(params["image"], batch)
             return memory.accumulate(sums, counts, feats, batch["label"], present & batch["valid"][:, None])
 
         params = state.variables["params"]
-        sums, counts = memory.init(*state.memory["proto"].shape)
+        bank = state.memory
+        sums, counts = jnp.zeros_like(bank["proto"]), jnp.zeros_like(bank["has_visual"], jnp.int32)  # on its devices
         for batch in batches:
             sums, counts = add(params, sums, counts, batch)
         proto, has_visual = memory.finalize(sums, counts)
-        return state.replace(memory=state.memory | {"proto": proto, "has_visual": has_visual})
+        return state.replace(memory=bank | {"proto": proto, "has_visual": has_visual})
 
     def loss(self, params: Any, state: TrainState, batch: Batch, rngs: dict[str, Array]) -> LossOut:
         """The terms of Eq. 11 whose parts the row of Table 1 has."""
         label, config = batch["label"], self.config
-        present, patches, feats = self.tower.forward_all(params["image"], batch)
+        losses = BranchLoss.create(self.head, config)
+        present, patches, feats = self.tower.forward_all(params["image"], batch, train=True)
         some = present.any(axis=1)
         rows = [x.reshape(-1, len(self._heads), *x.shape[2:]) for x in (feats, present)]
         labels = jnp.repeat(label, len(self.modalities) // len(self._heads))
-        terms, stats, accuracy = self._branch(params, state.batch_stats, "", self._heads, *rows, labels)
+        found = losses(params["heads"], state.batch_stats["heads"], self._heads, *rows, labels)
+        terms, accuracy = found.terms(""), found.accuracy
         text = None
         if self.structure:
             kept = kept_in_training(present, rngs.get("structure"), config.structure_drop)
             s = masked.mean(self._attend(params, patches)[0], kept[..., None], axis=1)  # Eq. 7
-            new, stats, _ = self._branch(params, stats, "structure_", ("structure",), s[:, None], some[:, None], label)
-            terms |= new
+            rows = s[:, None], some[:, None], label
+            found = losses(params["heads"], found.stats, ("structure",), *rows)
+            terms |= found.terms("structure_")
             if self.language and self.text_terms:
                 source = jax.lax.stop_gradient(s) if config.detach_structure else s
                 text = self.language.forward_text(params, source, rngs["dropout"])
                 where = jnp.broadcast_to(some[:, None], present.shape)
                 names = tuple(f"text_{m}" for m in self.modalities)
-                new, stats, _ = self._branch(params, stats, "text_", names, text, where, label)
-                terms |= new
+                found = losses(params["heads"], found.stats, names, text, where, label)
+                terms |= found.terms("text_")
 
         bank = state.memory
         if self.prototypes:
             new, bank = self.prototypes.terms(bank, state.step, label, feats, present, text)
             terms |= new
         scalars = {"accuracy": accuracy, "present": present.mean()}
-        return LossOut(terms, {"batch_stats": stats, "memory": bank}, scalars)
-
-    def _branch(
-        self, params: Any, stats: Any, prefix: str, names: tuple[str, ...], feats: Array, where: Array, label: Array
-    ) -> tuple[dict[str, Array], Any, Array]:
-        """The terms, statistics and accuracy of features [B,len(names),D], of which where [B,len(names)] exist."""
-        margin = self.config.margin if self.config.margin >= 0 else None
-        columns = [{name: x[:, i] for i, name in enumerate(names)} for x in (feats, where)]
-        options = dict(margin=margin, smoothing=self.config.label_smooth, temperature=self.config.triplet_tau)
-        found = branch(self.head, params["heads"], stats["heads"], *columns, label, **options)
-        terms = {f"{prefix}triplet": found.triplet, f"{prefix}identity": found.identity}
-        return terms, {"heads": found.stats}, found.accuracy
+        return LossOut(terms, {"batch_stats": {"heads": found.stats}, "memory": bank}, scalars)
 
     def encode(self, variables: dict, batch: Batch) -> dict[str, Array]:
         """present [B,M], feats [B,M,D], and for imputation structure [B,M,S] or blank [B,D]."""
@@ -315,7 +312,8 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
     towers.check_heads("structure", config.structure.width, config.structure.heads)
     text = towers.text_tower(config.text, dim=config.dim, dtype=config.dtype, remat=config.remat, scan=config.scan)
     queries = {key: x for key, x in dataclasses.asdict(config.structure).items() if key != "tokens"}
-    language = prototypes = None
+    towers.check_parts(spec, mining_blocks=config.mining_blocks)
+    classes, language, prototypes = len(spec.pids), None, None
     if config.ldmmc:
         language = create_language(spec, config, text, tokenize)
     if config.bhipr or (config.ldmmc and config.memory.passive):
@@ -323,7 +321,7 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
     return MissReID(
         config=config,
         tower=shared_tower.create(spec, config, project_all=config.iosm and config.structure.tokens == "proj"),
-        head=Head(len(spec.pids)),
+        head=Head(classes, fill=-classes % config.class_multiple),
         structure=StructureQueries(**queries) if config.iosm else None,
         language=language,
         prototypes=prototypes,

@@ -30,12 +30,12 @@ from jax_mmreid.batch import Batch, DataSpec
 from jax_mmreid.config import check_choices
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.losses.identity import cross_entropy
-from jax_mmreid.losses.triplet import weighted_triplet
+from jax_mmreid.losses.triplet import in_blocks, weighted_triplet
 from jax_mmreid.methods import LossOut, Method
 from jax_mmreid.models import towers
 from jax_mmreid.models.clip import TextTower
 from jax_mmreid.models.heads import GeM, Head
-from jax_mmreid.models.resnet import LAYERS, ResNet
+from jax_mmreid.models.resnet import LAYERS, ResNet, ResNetFields
 from jax_mmreid.ops import masked
 from jax_mmreid.ops.terms import terms_of_sum
 from jax_mmreid.state import TrainState
@@ -45,14 +45,6 @@ RGB_VIEWS = ("rgb", "rgb_strong")
 STAGES = ("base", "lfm")
 STATISTICS = ("train", "eval")
 LOGIT_SCALE = math.log(1 / 0.07)  # of CLIP; no loss uses it, the official checkpoints hold it
-
-
-@dataclasses.dataclass(frozen=True)
-class ResNetFields:
-    """`config.model.image`; see `models.resnet.ResNet`."""
-
-    blocks: tuple[int, ...]
-    width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +58,8 @@ class Config:
     stem_relu: bool  # the ReLU in ResNet's stem, which the published model does not have
     image: ResNetFields
     text: towers.TextFields
+    class_multiple: int  # the axis of identities is filled up to a multiple of this, which devices can share evenly
+    mining_blocks: int  # the triplet loss compares rows within so many equal blocks of the batch
     dtype: str  # of convolutions and matrix products, one of towers.DTYPES
     remat: bool  # the towers recompute a block in the backward pass, for less memory
 
@@ -88,6 +82,7 @@ class TVILFM(Method):
     sff: bool
     mjl: bool
     frozen_bn: str
+    mining_blocks: int = 1
     infrared: str = "ir"  # the modality beside rgb, as the data call it
     neck: str = "finetuned"  # of evaluation rows: "base" takes the pooling and the neck of stage "base" for images
     ensemble: bool = False  # of evaluation rows: a fused query is ranked by modality ensemble retrieval (MER)
@@ -130,16 +125,18 @@ class TVILFM(Method):
         present = batch["present"]
         features = self._image_features if self.stage == "base" else self._features_with_text
         feats, where = zip(*features(params, maps, batch, [present["rgb"]] * len(rgb), present[self.infrared]))
+        kinds = feats, batch["label"], where
         label = jnp.tile(batch["label"], len(feats))
         feats, where = jnp.concatenate(feats), jnp.concatenate(where)
 
         variables = {"params": params["head"], "batch_stats": state.batch_stats["head"]}
         logits, updated = self.head.apply(variables, feats, where, train=True, mutable=["batch_stats"])
-        triplet, anchors = weighted_triplet(feats, label, where=where)
-        terms = {
-            "identity": masked.mean(cross_entropy(logits, label, smoothing=0.0, where=where), where),
-            "triplet": masked.mean(triplet, anchors),
-        }
+        if self.mining_blocks == 1:
+            triplet, anchors = weighted_triplet(feats, label, where=where)
+        else:
+            triplet, anchors = in_blocks(weighted_triplet, self.mining_blocks, *kinds)
+        identity = cross_entropy(logits, label, smoothing=0.0, where=where, classes=self.head.classes)
+        terms = {"identity": masked.mean(identity, where), "triplet": masked.mean(triplet, anchors)}
         stats = state.batch_stats | {"image": image_stats, "head": updated["batch_stats"]}
         accuracy = masked.mean((logits.argmax(-1) == label).astype(jnp.float32), where)
         return LossOut(terms, {"batch_stats": stats, "memory": {}}, {"accuracy": accuracy})
@@ -315,16 +312,19 @@ def create(spec: DataSpec, config: Config, tokenize: Callable[[Sequence[str]], n
             "that the data have, or fill the columns caption_rgb and so on of a manifest"
         )
     towers.check_reader(config.text, "the captions of the data", vocab=spec.vocab, context=spec.text_length)
+    towers.check_parts(spec, mining_blocks=config.mining_blocks)
+    classes = len(spec.pids)
     common = dict(dtype=jnp.dtype(config.dtype), remat=config.remat)
     image = ResNet(**dataclasses.asdict(config.image), stems=STEMS, stem_relu=config.stem_relu, **common)
     return TVILFM(
         image=image,
         pool=GeM(),
-        head=Head(len(spec.pids), neck_bias=True),
+        head=Head(classes, neck_bias=True, fill=-classes % config.class_multiple),
         text=towers.text_tower(config.text, dim=image.dim, dtype=config.dtype, remat=config.remat),
         stage=config.stage,
         sff=config.sff,
         mjl=config.mjl,
         frozen_bn=config.frozen_bn,
+        mining_blocks=config.mining_blocks,
         infrared=infrared,
     )

@@ -25,17 +25,25 @@ class GeM(nn.Module):
 
 
 class Head(nn.Module):
-    """Class logits of a feature through its neck: feats [B,D], where [B] or None for all rows -> logits [B,K]."""
+    """Class logits of a feature through its neck: feats [B,D], where [B] or None for all rows -> logits [B,K].
+
+    `fill` columns follow the classes, so that devices can share them evenly; their logits are -inf.
+    """
 
     classes: int
     neck_bias: bool = False
+    fill: int = 0
 
     def setup(self):
         self.neck = BatchNorm(self.neck_bias)
-        self.classifier = nn.Dense(self.classes, use_bias=False, kernel_init=nn.initializers.normal(0.001))
+        columns = self.classes + self.fill
+        self.classifier = nn.Dense(columns, use_bias=False, kernel_init=nn.initializers.normal(0.001))
 
     def __call__(self, feats: Array, where: Array | None = None, *, train: bool) -> Array:
-        return self.classifier(self.neck(feats, where, train=train))
+        logits = self.classifier(self.neck(feats, where, train=train))
+        if not self.fill:
+            return logits
+        return jnp.where(jnp.arange(logits.shape[-1]) < self.classes, logits, -jnp.inf)
 
     def bn_features(self, feats: Array, where: Array | None = None, *, train: bool = False) -> Array:
         """The neck's output alone, before the classifier: [B,D]."""

@@ -4,6 +4,7 @@ The v1.5 bottleneck, whose stride is in the 3x3 convolution. Padding is the same
 a stride of 2. Convolutions run in `dtype`; parameters and batch statistics are float32.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -13,6 +14,14 @@ from jax import Array
 from jax_mmreid.models.norm import BatchNorm
 
 LAYERS = 4  # each a number of bottlenecks
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetFields:
+    """`config.model.image`; see `ResNet`."""
+
+    blocks: tuple[int, ...]
+    width: int
 
 
 def conv(features: int, size: int, stride: int = 1, *, dtype: jnp.dtype, name: str) -> nn.Conv:

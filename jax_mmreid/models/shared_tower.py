@@ -36,14 +36,18 @@ class SharedTower:
     modalities: tuple[str, ...]
     image: ImageTower | ConvTower
     cameras: tuple[int, ...] = ()  # the numbers of the training cameras; () for no camera embedding
+    microbatches: int = 1  # of a pass in training, see `towers.in_microbatches`
 
     def init(self, rng: Array, images: Array, camid: Array) -> tuple[dict, Array]:
         """Initial parameters for images [B,H,W,3], and tokens [B,1+N,S] shaped as those of `Pictures.patches`."""
         (tokens, projected), variables = self.image.init_with_output(rng, images, self._camera(camid))
         return variables["params"], self._tokens(tokens, projected)
 
-    def forward(self, params: Any, batch: Batch, names: Sequence[str]) -> Pictures:
-        """The pictures of these modalities, in one pass; pixels of missing pictures are never read."""
+    def forward(self, params: Any, batch: Batch, names: Sequence[str], *, train: bool = False) -> Pictures:
+        """The pictures of these modalities, in one pass; pixels of missing pictures are never read.
+
+        With `train` the pass is in `microbatches`.
+        """
         present = jnp.stack([batch["present"][m] for m in names], axis=1)
         images = jnp.stack([masked.blank(batch["images"][m], batch["present"][m]) for m in names], axis=1)
         rows, count = present.shape
@@ -51,15 +55,19 @@ class SharedTower:
         if camera is not None:
             camera = jnp.repeat(camera, count, axis=0)
         # [B,M] merges to [B*M] with B outermost, so a batch sharded over devices stays where it is.
-        tokens, projected = self.image.apply({"params": params}, images.reshape(-1, *images.shape[2:]), camera)
+        tokens, projected = towers.in_microbatches(
+            lambda rows: self.image.apply({"params": params}, *rows),
+            (images.reshape(-1, *images.shape[2:]), camera),
+            self.microbatches if train else 1,
+        )
         patches = self._tokens(tokens, projected)[:, 1:]
         feats = projected[:, 0].reshape(rows, count, -1)
         return Pictures(present, patches.reshape(rows, count, *patches.shape[1:]), feats)
 
-    def forward_all(self, params: Any, batch: Batch) -> Pictures:
+    def forward_all(self, params: Any, batch: Batch, *, train: bool = False) -> Pictures:
         """The pictures of every modality; one that the batch has no key of is not computed, its values are zeros."""
         names = [m for m in self.modalities if m in batch["images"]]
-        found = self.forward(params, batch, names)
+        found = self.forward(params, batch, names, train=train)
         if len(names) == len(self.modalities):
             return found
         columns = jnp.array([self.modalities.index(m) for m in names])
@@ -87,20 +95,22 @@ class SharedTower:
 
 
 def create(spec: DataSpec, config: Any, *, project_all: bool) -> SharedTower:
-    """The tower of a method whose fields `config` has: backbone, image, conv, dim, sie_camera, dtype, remat, scan.
+    """The tower of a method whose fields `config` has.
 
+    They are backbone, image, conv, dim, sie_camera, microbatches, dtype, remat and scan.
     Raises ConfigError for fields that do not go together or do not fit the spec.
     """
     check_choices(("backbone", config.backbone, BACKBONES), where="config.model.")
+    towers.check_parts(spec, microbatches=config.microbatches)
     cameras = tuple(spec.cameras) if config.sie_camera else ()
     if config.backbone == "vit":
         options = dict(dim=config.dim, dtype=config.dtype, remat=config.remat, scan=config.scan)
         image = towers.image_tower(config.image, spec.image_size, project_all=project_all, **options)
-        return SharedTower(tuple(spec.modalities), image, cameras)
+        return SharedTower(tuple(spec.modalities), image, cameras, config.microbatches)
     if cameras or project_all:
         raise ConfigError(
             "config.model.backbone='conv' has no camera embedding and projects no tokens; set sie_camera=False and "
             "structure.tokens='pre_proj'"
         )
     image = conv_tower.create(config.conv, spec.image_size, dim=config.dim, dtype=config.dtype)
-    return SharedTower(tuple(spec.modalities), image)
+    return SharedTower(tuple(spec.modalities), image, microbatches=config.microbatches)

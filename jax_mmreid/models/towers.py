@@ -1,9 +1,13 @@
 """CLIP's towers from fields of `config.model`: what the methods that are built from them have in common."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from jax_mmreid.batch import DataSpec
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.models.clip import ImageTower, TextTower
 
@@ -12,6 +16,7 @@ RANGES = {
     r"(image|text)\.(patch|width|layers|heads|vocab|context)": "[1, inf)",
     r"image\.position_std": "[0, inf)",
     r"dim": "[1, inf)",
+    r"(class_multiple|mining_blocks|microbatches)": "[1, inf)",
 }
 
 
@@ -63,6 +68,37 @@ def text_tower(fields: TextFields, *, dim: int, dtype: str, remat: bool, scan: b
     """The tower; raises ConfigError for heads that do not divide its width."""
     check_heads("text", fields.width, fields.heads)
     return TextTower(**dataclasses.asdict(fields), dim=dim, dtype=jnp.dtype(dtype), remat=remat, scan=scan)
+
+
+def in_microbatches(function: Callable, rows: Any, count: int) -> Any:
+    """`function` of trees of arrays [B,...] in `count` parts one after the other, as in GradCache (Gao et al., 2021).
+
+    The results of all parts are kept, so a loss sees the whole batch, but the activations of one part only: the
+    backward pass computes each part again. Part j has the rows j, j + count, ..., so that of rows spread over devices
+    each part has as many of every device. Function must treat rows independently, and `count` divide B.
+    """
+    if count == 1:
+        return function(rows)
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+
+    def join(x: jax.Array) -> jax.Array:
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    # Inside the loop XLA cannot undo the recomputation, so nothing has to prevent it.
+    part = jax.checkpoint(function, prevent_cse=False)
+    return jax.tree.map(join, jax.lax.map(part, jax.tree.map(split, rows)))
+
+
+def check_parts(spec: DataSpec, **parts: int) -> None:
+    """Raises ConfigError for a field of `config.model` that does not divide the rows of a training batch."""
+    for field, count in parts.items():
+        if spec.batch_size % count:
+            raise ConfigError(
+                f"config.model.{field}={count} does not divide the {spec.batch_size} rows of a batch "
+                "(data.identities * data.instances)"
+            )
 
 
 def check_heads(part: str, width: int, heads: int) -> None:

@@ -4,7 +4,8 @@ from jax_mmreid.config import ConfigDict, base_config, check_choices
 from jax_mmreid.recipes.towers import TOWER_SHARDING, TOWERS
 
 LOSSES = ("info_nce", "sigmoid")
-MODEL = dict(dedup_captions=True, block=4096, dtype="float32", remat=False, scan=False)  # see methods.clip.Config
+# See methods.clip.Config.
+MODEL = dict(dedup_captions=True, block=4096, microbatches=1, dtype="float32", remat=False, scan=False)
 GROUPS = (
     (r"logit_(scale|bias)", "scale"),
     (r".*", "towers"),

@@ -21,7 +21,8 @@ ROWS = {
 STAGES = ("base", "lfm")
 PAIRS = tuple(f"rgb/{m}" for m in MODALITIES if m != "rgb")  # visible and infrared
 
-MODEL = dict(frozen_bn="train", stem_relu=False, dtype="float32", remat=False)  # see methods.tvi_lfm.Config
+# See methods.tvi_lfm.Config.
+MODEL = dict(frozen_bn="train", stem_relu=False, class_multiple=1, mining_blocks=1, dtype="float32", remat=False)
 IMAGE = dict(blocks=(3, 4, 6, 3), width=64)  # ResNet-50
 
 # Parts are erased, with constants, after the normalisation; then one channel may replace all three.
