@@ -29,6 +29,8 @@ RUNTIME_FIELDS = (
     "watchdog",
     "profile",
     "mesh",
+    "sharding",
+    "fsdp",
     "data.data_dir",
     "data.source",
     "data.threads",
@@ -38,6 +40,7 @@ RUNTIME_FIELDS = (
     "data.on_bad_image",  # what stopped at a picture may go on without it: up to there the batches are the same
     "model.remat",
     "model.scan",
+    "model.microbatches",
 )
 
 # The range of every number outside data and missing (input_pipeline), evals (evaluators) and model (methods).
@@ -64,6 +67,7 @@ RANGES = {
     r"watchdog\.(least|other)": "(0, inf)",
     r"mesh\.data": "[-1, inf)",
     r"mesh\.model": "[1, inf)",
+    r"fsdp": "[0, inf)",
 }
 CHECKED_ELSEWHERE = ("data", "missing", "evals", "published", "pretrain", "phases", "sharding")
 
@@ -105,6 +109,7 @@ def base_config(*, method: str, dataset: str) -> ConfigDict:
             ),
             mesh=dict(data=-1, model=1),  # -1: all devices
             sharding=(),  # ordered (regex, axis names) over params, memory and moments; default: replicated
+            fsdp=0,  # parameters of so many numbers, and their moments, are split over "data" too; 0: none
             evals=ConfigDict(sort_keys=False),  # results and tables keep its order
             published={},  # {row of evals: {metric: fraction}}, which report.compare sets beside what runs reach
             best="full/mAP",  # the result that picks the checkpoint kept as best

@@ -84,7 +84,7 @@ def build(
         return TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state, rng=rng, **variables)
 
     shapes = jax.eval_shape(init, jax.random.PRNGKey(0))
-    shardings = sharding.state_sharding(mesh, shapes, config.sharding)
+    shardings = sharding.state_sharding(mesh, shapes, config.sharding, fsdp=config.fsdp)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return Experiment(spec, mesh, phases, jax.jit(init, out_shardings=shardings), abstract)
 

@@ -1,9 +1,10 @@
 """Where arrays live: a mesh of ("data", "model"), ordered rules for the state, rows of a batch over "data".
 
-A rule is (regex, axis names): the first regex that matches a leaf's path gives its partition, and what no rule
-matches is replicated. Optimizer moments carry the path of their parameter, so one rule serves both.
+A rule is (regex, axis names): of those whose regex matches a leaf's path the first that divides gives its partition,
+and what no rule matches is replicated. Optimizer moments carry the path of their parameter, so one rule serves both.
 """
 
+import math
 import re
 from typing import Any
 
@@ -14,6 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_mmreid import distributed
 from jax_mmreid.batch import Batch
 from jax_mmreid.errors import ConfigError
+
+SPLIT_OVER_DATA = ("params", "frozen", "opt_state")  # the fields of a state that FSDP splits
 
 
 def make_mesh(*, data: int, model: int, devices: list | None = None) -> Mesh:
@@ -38,22 +41,59 @@ def make_mesh(*, data: int, model: int, devices: list | None = None) -> Mesh:
     return Mesh(placed, ("data", "model"))
 
 
-def state_sharding(mesh: Mesh, state: Any, rules: tuple[tuple[str, tuple], ...]) -> Any:
-    """A NamedSharding for every leaf of an abstract state; raises ConfigError where a rule does not fit."""
+def state_sharding(mesh: Mesh, state: Any, rules: tuple[tuple[str, tuple], ...], *, fsdp: int = 0) -> Any:
+    """A NamedSharding for every leaf of an abstract state.
+
+    Parameters of at least `fsdp` numbers, and their moments, are split over "data" too, by the largest axis that
+    divides and that no rule has split (fully sharded data parallelism; Rajbhandari et al., 2020, "ZeRO"); 0: none.
+    Raises ConfigError where a rule has another number of axes than a leaf, or no rule that matches divides.
+    """
 
     def one(path, leaf):
         name = "/".join(_key(k) for k in path)
-        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
-        if axes and len(axes) != leaf.ndim:
-            raise ConfigError(f"sharding: {name} {leaf.shape} has {leaf.ndim} axes, its rule {axes} has {len(axes)}")
-        for size, axis in zip(leaf.shape, axes):
-            if axis is not None and size % mesh.shape[axis]:
-                raise ConfigError(
-                    f"sharding: {name} {leaf.shape} does not divide over {mesh.shape[axis]} devices of axis {axis!r}"
-                )
+        axes = _partition(mesh, name, leaf.shape, rules)
+        if 0 < fsdp <= math.prod(leaf.shape) and name.partition("/")[0] in SPLIT_OVER_DATA:
+            axes = _over_data(mesh, leaf.shape, axes)
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(one, state)
+
+
+def _partition(mesh: Mesh, name: str, shape: tuple[int, ...], rules: tuple[tuple[str, tuple], ...]) -> tuple:
+    """The axis names of a leaf by the rules."""
+    fault = ""
+    for axes in [axes for pattern, axes in rules if re.search(pattern, name)]:
+        if axes and len(axes) != len(shape):
+            raise ConfigError(f"sharding: {name} {shape} has {len(shape)} axes, its rule {axes} has {len(axes)}")
+        uneven = [(size, axis) for size, axis in zip(shape, axes) if axis is not None and size % mesh.shape[axis]]
+        if not uneven:
+            return axes
+        size, axis = uneven[0]
+        fault = fault or (
+            f"sharding: {name} {shape} does not divide over {mesh.shape[axis]} devices of axis {axis!r}; set "
+            f"config.mesh.{axis} to a divisor of {size}, or where {size} is the number of identities "
+            f"config.model.class_multiple={mesh.shape[axis]}"
+        )
+    if fault:
+        raise ConfigError(fault)
+    return ()
+
+
+def _over_data(mesh: Mesh, shape: tuple[int, ...], axes: tuple) -> tuple:
+    """`axes` with "data" on the largest axis that is free and divides, if there is one."""
+    axes = [*axes, *[None] * (len(shape) - len(axes))]
+    free = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape["data"] == 0]
+    if free:
+        axes[max(free, key=lambda i: shape[i])] = "data"
+    return tuple(axes)
+
+
+def gathered(params: Any, mesh: Mesh, rules: tuple[tuple[str, tuple], ...]) -> Any:
+    """Parameters as the rules alone place them: what `fsdp` has split is together again, in a program or outside one.
+
+    A step computes with these. With its parameters split, the compiler may split features in place of the batch.
+    """
+    return jax.lax.with_sharding_constraint(params, state_sharding(mesh, params, rules))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -46,13 +46,17 @@ def train_step(
     rates: dict[str, Callable[[Array], Array]],
     weights: dict[str, float],
     augmentation: dict,
+    gather: Callable = lambda params: params,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update: (state, batch of uint8 pictures) -> (state, scalars). Raises KeyError for a term without a weight."""
+    """One update: (state, batch of uint8 pictures) -> (state, scalars). Raises KeyError for a term without a weight.
+
+    `gather` puts together parameters that are split over the devices of a batch, see `sharding.gathered`.
+    """
     rngs = streams(state.rng, state.step, ("augment", *method.streams))
     batch = batch | {"images": augment.augment(batch["images"], rngs["augment"], **augmentation)}
 
     def objective(params):
-        out = method.loss(merge(params, state.frozen), state, batch, rngs)
+        out = method.loss(gather(merge(params, state.frozen)), state, batch, rngs)
         return sum(weights[name] * term for name, term in out.terms.items()), out
 
     (total, out), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -75,6 +79,9 @@ def compile_step(config: ConfigDict, exp: Experiment, phase: Phase) -> Callable:
         weights=config.weights.to_dict(),
         augmentation=config.aug.to_dict(),
     )
+    if config.fsdp:
+        gather = functools.partial(sharding.gathered, mesh=exp.mesh, rules=config.sharding)
+        step = functools.partial(step, gather=gather)
     shardings = jax.tree.map(lambda x: x.sharding, exp.abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(exp.mesh)))
 

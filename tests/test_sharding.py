@@ -1,69 +1,34 @@
 """Equality: the mesh changes where arrays live, never what they hold."""
 
-import functools
-
 import jax
+import meshes
 import numpy as np
 import pytest
-from conftest import assert_trees_close, build, open_tiny, start, tiny_config
+from conftest import start, tiny_config
 from jax.sharding import PartitionSpec
 
-from jax_mmreid import train
-from jax_mmreid.checkpoint import Checkpoints
 from jax_mmreid.errors import ConfigError
 from jax_mmreid.recipes.miss_reid import MISS_REID_GROUPS
-from jax_mmreid.sharding import make_mesh, state_sharding, to_global
+from jax_mmreid.recipes.towers import TOWER_SHARDING
+from jax_mmreid.sharding import make_mesh, state_sharding
 
 
-def run_steps(config, devices, workdir, steps=3):
-    """State and losses after the memory is filled and `steps` updates of the last phase are made."""
-    data = open_tiny(config)
-    exp = build(config, data, devices=devices)
-    with Checkpoints(workdir) as checkpoints:
-        state = train.start_or_resume(config, exp, data, checkpoints)
-    step = train.compile_step(config, exp, exp.phases[-1])
-    losses = []
-    for batch in data.train(0, steps):
-        assert not all(x.all() for x in batch["present"].values())
-        state, scalars = step(state, to_global(batch, exp.mesh))
-        losses.append(jax.device_get(scalars))
-    return jax.device_get(state), losses, state
+def test_eight_devices_equal_one(drawn, tmp_path):
+    """Row B has batch norm, losses over the whole batch and the memory, here above a fixed tower.
 
-
-@pytest.fixture(scope="module")
-def one_device(drawn, tmp_path_factory):
-    """A function of the row of Table 1: the config, and what its steps are on one device."""
-
-    @functools.cache
-    def found(row):
-        # Adam's first steps are the sign of a gradient even where that is rounding noise around an exact zero, as for
-        # the bias of the keys; a larger eps takes this amplification out, and nothing else.
-        changes = {"data.instances": 4, "optim.eps": 1e-3, "model.image.layers": 1}
-        if row == "B":  # for a short compilation
-            changes["optim.rules"] = ((r"image/.*", "frozen"), *MISS_REID_GROUPS)
-        config = tiny_config(drawn, row=row, eta="0.3/0.5", modalities="nir/tir", **changes)
-        return config, run_steps(config, jax.devices()[:1], tmp_path_factory.mktemp("one"))
-
-    return found
-
-
-@pytest.mark.parametrize(
-    ("row", "shape"), [("B", (8, 1)), *(pytest.param("F", shape, marks=pytest.mark.slow) for shape in ((8, 1), (4, 2)))]
-)
-def test_eight_devices_equal_one(one_device, row, shape, tmp_path):
-    """Row B has batch norm, losses over the whole batch and the memory, here above a fixed tower; row F everything."""
-    config, (state, losses, _) = one_device(row)
-    config = config.copy_and_resolve_references()
-    config.mesh = dict(data=shape[0], model=shape[1])
-    other, other_losses, placed = run_steps(config, jax.devices(), tmp_path)
-    assert_trees_close(losses, other_losses, atol=1e-5, rtol=1e-5)
-    assert_trees_close(state, other, atol=1e-5, rtol=1e-5)
-    if shape[1] == 2:
-        kernel = placed.params["image"]["block_0"]["fc"]["kernel"]
-        moment = placed.opt_state[0].inner_states["tower"].inner_state[1].mu["image"]["block_0"]["fc"]["kernel"]
-        for leaf in (kernel, moment):
-            assert leaf.sharding.spec == PartitionSpec(None, "model")
-        assert placed.memory["proto"].sharding.spec == PartitionSpec(None, None, "model")
+    All methods on all meshes are in test_meshes.py.
+    """
+    changes = {"optim.rules": ((r"image/.*", "frozen"), *MISS_REID_GROUPS)}  # for a short compilation
+    config = meshes.miss_reid(drawn, row="B", **changes)
+    one, many = (meshes.run(meshes.on(config, shape), tmp_path / str(shape)) for shape in ((1, 1), (4, 2)))
+    meshes.assert_equal(one, many)
+    kernel = many.placed.params["heads"]["nir"]["classifier"]["kernel"]
+    moment = many.placed.opt_state[0].inner_states["new"].inner_state[1].mu["heads"]["nir"]["classifier"]["kernel"]
+    for leaf in (kernel, moment):
+        assert leaf.sharding.spec == PartitionSpec(None, "model")
+    assert many.placed.memory["proto"].sharding.spec == PartitionSpec(None, "model", None)
+    assert many.placed.memory["has_visual"].sharding.spec == PartitionSpec(None, "model")
+    assert many.placed.frozen["image"]["block_0"]["fc"]["kernel"].sharding.spec == PartitionSpec(None, "model")
 
 
 def test_first_matching_rule_wins_and_the_default_is_replicated():
@@ -73,6 +38,41 @@ def test_first_matching_rule_wins_and_the_default_is_replicated():
     found = state_sharding(mesh, jax.eval_shape(lambda: tree), rules)
     assert found["a"]["kernel"].spec == PartitionSpec(None, "model")
     assert found["a"]["bias"].spec == found["b"].spec == PartitionSpec()
+
+
+def test_a_rule_that_does_not_divide_leaves_the_place_to_the_next():
+    """Heads that do not divide: attention stays whole, and the rest of the block is split."""
+    tree = {"attention": {"qkv": {"kernel": np.zeros((16, 3, 6, 5))}}, "fc": {"kernel": np.zeros((16, 64))}}
+    shapes = jax.eval_shape(lambda: {"block_0": tree})
+    for model, qkv in ((2, PartitionSpec(None, None, "model", None)), (4, PartitionSpec())):
+        found = state_sharding(make_mesh(data=2, model=model), shapes, TOWER_SHARDING)["block_0"]
+        assert found["attention"]["qkv"]["kernel"].spec == qkv
+        assert found["fc"]["kernel"].spec == PartitionSpec(None, "model")
+
+
+def test_fsdp_splits_the_largest_axis_that_is_free_and_divides():
+    mesh = make_mesh(data=4, model=2)
+    shapes = {"kernel": (6, 20, 8), "split": (16, 8), "odd": (7, 9), "small": (8,), "": ()}
+    tree = {name: np.zeros(shape) for name, shape in shapes.items()}
+    state = jax.eval_shape(lambda: {"params": tree, "memory": tree})
+    found = state_sharding(mesh, state, ((r"split$", ("model", None)),), fsdp=9)
+    specs = {name: x.spec for name, x in found["params"].items()}
+    expected = {"kernel": (None, "data", None), "split": ("model", "data"), "odd": (None, None), "small": (), "": ()}
+    assert specs == {name: PartitionSpec(*axes) for name, axes in expected.items()}
+    assert found["memory"]["kernel"].spec == PartitionSpec()
+    assert state_sharding(mesh, state, ())["params"]["kernel"].spec == PartitionSpec()
+
+
+def test_identities_that_do_not_divide_are_refused_and_filled_up(drawn):
+    with pytest.raises(
+        ConfigError,
+        match=r"classifier/kernel \(12, 12\) does not divide over 8 devices of axis 'model'; set config.mesh.model to "
+        r"a divisor of 12, or where 12 is the number of identities config.model.class_multiple=8",
+    ):
+        start(tiny_config(drawn, row="A", **{"mesh.model": 8}), devices=jax.devices())
+    exp, _, _ = start(tiny_config(drawn, row="B", **{"mesh.model": 8, "model.class_multiple": 8}), jax.devices())
+    assert exp.abstract.params["heads"]["rgb"]["classifier"]["kernel"].shape == (12, 16)
+    assert exp.abstract.memory["proto"].shape == (3, 16, 12)
 
 
 def test_an_axis_that_does_not_divide_is_named():

@@ -33,6 +33,9 @@ MISS_REID_MODEL = dict(
     conv=dict(orientations=8, width=64, blocks=(1, 1), group=16, cell=16),
     triplet_tau=0.0,
     shared_head=False,
+    class_multiple=1,
+    mining_blocks=1,
+    microbatches=1,
     sie_camera=True,
     prompts=4,
     template_kind="person",
@@ -163,8 +166,9 @@ def miss_reid(
         config.phases += ((text_epoch - 1, {"text_terms": True}, visual + language),)
     config.sharding = (
         *TOWER_SHARDING,
-        (r"classifier/kernel$", ("model", None)),
-        (r"memory/(proto|sums)$", (None, None, "model")),
+        (r"classifier/kernel$", (None, "model")),
+        (r"memory/(proto|sums)$", (None, "model", None)),
+        (r"memory/(has_visual|counts)$", (None, "model")),
     )
     config.evals.update(Evaluation(**evaluation).rows(names, has_text=has_text))
     return config

@@ -27,11 +27,13 @@ TOWERS = {
     "vit_l14": Tower(_image(14, 1024, 24, 16), _text(768, 12), 768, (252, 126)),
 }
 
-# Tensor parallelism over the axis "model": a matrix is split by columns and the one after it by rows.
+# Tensor parallelism over the axis "model": a matrix is split by columns and the one after it by rows. Attention whose
+# heads do not divide stays whole.
 TOWER_SHARDING = (
     (r"attention/qkv/kernel$", (None, None, "model", None)),
     (r"attention/qkv/bias$", (None, "model", None)),
     (r"attention/out/kernel$", ("model", None, None)),
+    (r"attention/(qkv|out)/(kernel|bias)$", ()),
     (r"/fc/kernel$", (None, "model")),
     (r"/fc/bias$", ("model",)),
     (r"/proj/kernel$", ("model", None)),
