@@ -33,6 +33,13 @@ def newest(workdir: PathLike) -> int | None:
     return None if found is None else found.step
 
 
+class _Manager(ocp.CheckpointManager):
+    """One that does not ask JAX's preemption service, whose calls are numbered otherwise (`distributed.stopping`)."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context: leaving it waits for what is being written.
 
@@ -53,7 +60,7 @@ class Checkpoints:
             # Else Orbax opens every step that it lists, and fails on one that the trainer deletes meanwhile.
             lightweight_initialize=reading,
         )
-        self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+        self.manager = _Manager(self.folder / "checkpoints", options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self

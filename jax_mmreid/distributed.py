@@ -5,6 +5,7 @@ Every branch on the number of processes stands here. One process alone pays noth
 
 import collections
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -25,6 +26,10 @@ from jax_mmreid.errors import EXIT_CODES, ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
+# The calls of JAX's preemption service, which like it are one for the process. After a signal it chooses the number
+# that follows the greatest of all processes' last calls. So numbers have no gap, from 1 on; with those of steps, a run
+# that resumes would never come to the one that was chosen before its first call.
+_CALLS = itertools.count(1)
 GRACE = 3.0  # seconds that the first process, without which the others end at once, is the last to leave
 
 
@@ -146,20 +151,20 @@ def leave(code: int) -> None:
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[Callable[[int], bool]]:
+def stopping() -> Iterator[Callable[[], bool]]:
     """While it lasts, SIGTERM does not end the process: a function says after each step whether to save and stop there.
 
-    Every process calls it with the number of each step; all get True at the same step, after a signal to any of them.
+    Every process calls it once after each step; all get True after the same step, after a signal to any of them.
     """
     if is_multiprocess():  # JAX's preemption service has the signal; a handler of Python's would displace it
-        yield multihost_utils.reached_preemption_sync_point
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(_CALLS))
         return
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-        yield lambda step: False
+        yield lambda: False
         return
     before = signal.signal(signal.SIGTERM, lambda *_: event.set())
     try:
-        yield lambda step: event.is_set()
+        yield event.is_set
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -122,7 +122,7 @@ def train(config: ConfigDict, workdir: PathLike, data: Data) -> None:
             state, scalars = run(state, next(batches))
             step += 1
             watchdog.step(scalars)
-            stop = must_stop(step)  # asked once, so that what stops the loop is also what saves
+            stop = must_stop()  # asked once, so that what stops the loop is also what saves
             evaluating = not stop and _evaluates(config, step, spec)
             saving = stop or step == total or _due(step, config.save_every * spec.steps_per_epoch)
             if saving or evaluating:
