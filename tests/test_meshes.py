@@ -19,8 +19,11 @@ CASES = {
     "per_epoch_mean": ("drawn", meshes.miss_reid, {"model.memory.update": "per_epoch_mean"}),
     "parts": ("drawn", meshes.miss_reid, {"model.mining_blocks": 4, "model.microbatches": 2}),
 }
-MESHES = [(case, shape) for case in list(CASES)[:4] for shape in SHAPES]
-MESHES += [("fsdp", (8, 1)), ("fsdp", (2, 4)), ("per_epoch_mean", (2, 4)), ("parts", (8, 1)), ("parts", (2, 4))]
+METHODS = list(CASES)[:4]
+OFTEN = [(case, (2, 4)) for case in METHODS] + [("miss_reid", (1, 8)), ("fsdp", (2, 4)), ("parts", (8, 1))]
+SELDOM = [(case, shape) for case in METHODS for shape in SHAPES]
+SELDOM += [("fsdp", (8, 1)), ("per_epoch_mean", (2, 4)), ("parts", (2, 4))]
+MESHES = OFTEN + [pytest.param(*x, marks=pytest.mark.exhaustive) for x in SELDOM if x not in OFTEN]
 
 
 @pytest.fixture(scope="module")
