@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
 OURS = ("jax_mmreid", "input_pipeline")
-FOLDERS = (*OURS, "configs", "launch", "tests", "docs")
+FOLDERS = (*OURS, "configs", "launch", "notebooks", "tests", "docs")
 # A config of every recipe: a field in running text must exist in one of them.
 RECIPES = ("rgbnt201.py", "sysu_mm01.py", "sysu_mm01.py:stage=base", "regdb.py", "clip.py", "manifest.py")
 NAMED = {"model": TrainedModel}  # variables of Python examples whose type a reader knows from the text
