@@ -67,7 +67,7 @@ def execute(name, folder):
     env = {key: x for key, x in os.environ.items() if key != "XLA_FLAGS"}  # one device, compiled as a reader's
     env["IPYTHONDIR"] = str(folder.parent / "ipython")
     resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute(env=env)
+    nbclient.NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=resources).execute(env=env)
     outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
     assert not [x for x in outputs if x.output_type == "error"]
     assert {x.name for x in folder.parent.iterdir()} == {"configs", "ipython", "notebooks"}
