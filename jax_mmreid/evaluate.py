@@ -123,7 +123,7 @@ def measure(config: ConfigDict, exp: Experiment, data: Data, loaded: Checkpoint,
     """
     last = loaded.which == "init"
     method = exp.phases[-1].method if last else exp.phase(max(loaded.step - 1, 0)).method
-    rows = config.evals.to_dict()
+    rows, variables = config.evals.to_dict(), exp.gather(loaded.variables)
     results = {
         "step": loaded.step,
         "steps": exp.phases[-1].stop,
@@ -135,7 +135,7 @@ def measure(config: ConfigDict, exp: Experiment, data: Data, loaded: Checkpoint,
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "modalities": list(config.data.modalities),
         **runner.columns(rows),
-        "evals": runner.run(rows, method, loaded.variables, data, exp.mesh, mean=exp.spec.mean, std=exp.spec.std),
+        "evals": runner.run(rows, method, variables, data, exp.mesh, mean=exp.spec.mean, std=exp.spec.std),
         "seconds": round(time.monotonic() - begin, 2),
     }
     if baselines.compare(results):

@@ -4,8 +4,9 @@ Nothing here reads a picture: `build` needs the spec of the data alone, which ev
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +36,17 @@ class Phase(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """`create(rng)` makes the initial state in place; `abstract` is its shapes, dtypes and shardings."""
+    """`create(rng)` makes the initial state in place; `abstract` is its shapes, dtypes and shardings.
+
+    `gather` is `sharding.gathered` where `config.fsdp` splits parameters: what computes with them calls it.
+    """
 
     spec: DataSpec
     mesh: Mesh
     phases: tuple[Phase, ...]
     create: Callable[[Array], TrainState]
     abstract: TrainState
+    gather: Callable[[Any], Any]
 
     def phase(self, step: int) -> Phase:
         """The phase of update number `step`; after the last update, the last phase."""
@@ -86,7 +91,9 @@ def build(
     shapes = jax.eval_shape(init, jax.random.PRNGKey(0))
     shardings = sharding.state_sharding(mesh, shapes, config.sharding, fsdp=config.fsdp)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    return Experiment(spec, mesh, phases, jax.jit(init, out_shardings=shardings), abstract)
+    create = jax.jit(init, out_shardings=shardings)
+    gather = functools.partial(sharding.gathered, mesh=mesh, rules=config.sharding) if config.fsdp else lambda x: x
+    return Experiment(spec, mesh, phases, create, abstract, gather)
 
 
 def model_spec(config: ConfigDict, data: Data) -> DataSpec:

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import optax
@@ -46,11 +47,11 @@ def train_step(
     rates: dict[str, Callable[[Array], Array]],
     weights: dict[str, float],
     augmentation: dict,
-    gather: Callable = lambda params: params,
+    gather: Callable[[Any], Any],
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update: (state, batch of uint8 pictures) -> (state, scalars). Raises KeyError for a term without a weight.
 
-    `gather` puts together parameters that are split over the devices of a batch, see `sharding.gathered`.
+    `gather` is that of the experiment.
     """
     rngs = streams(state.rng, state.step, ("augment", *method.streams))
     batch = batch | {"images": augment.augment(batch["images"], rngs["augment"], **augmentation)}
@@ -78,10 +79,8 @@ def compile_step(config: ConfigDict, exp: Experiment, phase: Phase) -> Callable:
         rates=phase.rates,
         weights=config.weights.to_dict(),
         augmentation=config.aug.to_dict(),
+        gather=exp.gather,
     )
-    if config.fsdp:
-        gather = functools.partial(sharding.gathered, mesh=exp.mesh, rules=config.sharding)
-        step = functools.partial(step, gather=gather)
     shardings = jax.tree.map(lambda x: x.sharding, exp.abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(exp.mesh)))
 
@@ -180,6 +179,7 @@ def start_or_resume(config: ConfigDict, exp: Experiment, data: Data, checkpoints
             batch = sharding.to_global(batch, exp.mesh)
             yield batch | {"images": {name: normalise(x) for name, x in batch["images"].items()}}
 
+    state = state.replace(params=exp.gather(state.params), frozen=exp.gather(state.frozen))
     state = exp.phases[0].method.begin(state, prepared())
     checkpoints.save_frozen(state.frozen)
     return jax.device_put(state, jax.tree.map(lambda x: x.sharding, exp.abstract))
@@ -219,7 +219,7 @@ def check_evals(config: ConfigDict, exp: Experiment, data: Data) -> None:
 
 def _run_evals(config: ConfigDict, exp: Experiment, method: Method, variables: dict, data: Data) -> dict[str, dict]:
     rows, spec = runner.learned(config.evals.to_dict()), exp.spec
-    return runner.run(rows, method, variables, data, exp.mesh, mean=spec.mean, std=spec.std)
+    return runner.run(rows, method, exp.gather(variables), data, exp.mesh, mean=spec.mean, std=spec.std)
 
 
 def _evaluates(config: ConfigDict, step: int, spec: DataSpec) -> bool:

@@ -1,12 +1,15 @@
 """Equality of all methods on every mesh of eight devices, in small; what is compiled for a million identities."""
 
 import functools
+import json
 
 import jax
 import meshes
 import pytest
-from conftest import open_tiny
+from conftest import open_tiny, tiny_config
 from meshes import SHAPES, on
+
+from jax_mmreid import evaluate, train
 
 pytestmark = pytest.mark.slow
 
@@ -68,8 +71,31 @@ def test_a_step_with_200_000_identities_equals_that_of_one_device(drawn, tmp_pat
     assert many.placed.memory["proto"].addressable_shards[0].data.shape[1] == 200_000 // shape[1]
 
 
+def test_tables_do_not_depend_on_how_parameters_are_split(drawn, tmp_path):
+    """An evaluation in training and one after it, with parameters split over `data` and without."""
+    changes = {"modalities": "nir/tir", "epochs": 1, "eval_every": 1, "data.instances": 4, "model.image.layers": 1}
+    tables = []
+    for fsdp in (32, 0):
+        config = on(tiny_config(drawn, row="A", fsdp=fsdp, **changes), (8, 1))
+        if fsdp:
+            train.train(config, tmp_path, open_tiny(config))
+        tables.append(evaluate.evaluate(config, tmp_path, open_tiny(config))["evals"])
+    assert tables[0] == tables[1]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["full/mAP"] == tables[0]["full"]["mAP"]
+
+
+def test_microbatches_need_less_memory(drawn):
+    config = on(meshes.miss_reid(drawn, row="A", **{"data.instances": 32, "model.image.layers": 3}), (2, 1))
+    sizes = []
+    for count in (1, 4):
+        config.model.microbatches = count
+        step = meshes.compiled(config, meshes.build(config, open_tiny(config)))
+        sizes.append(step.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 0.5 * sizes[0]
+
+
 IDENTITIES = 1_000_000
-MILLIONS = {"miss_reid": {}, "fsdp": {}, "per_epoch_mean": {}, "tvi_lfm base": {}, "parts": {}}
 
 
 @pytest.mark.parametrize("case, shape", [("miss_reid", (1, 8)), ("fsdp", (2, 4)), ("tvi_lfm base", (1, 8))], ids=str)
