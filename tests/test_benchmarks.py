@@ -14,6 +14,7 @@ from jax_mmreid.batch import has_caption
 TINY = loader.Sizes(image=(16, 8), identities=4, triples=4, p=2, k=2, workers=0, steps=2, rounds=1)
 
 
+@pytest.mark.slow
 def test_the_step_of_row_f_is_timed_without_data(tmp_path):
     result = step.measure(tiny_config(tmp_path / "no data"), steps=1)
     assert result["rows"] == 8 and result["ms_per_step"] > 0 and result["loss"] > 0

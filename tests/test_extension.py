@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import FAST_COMPILATION
 
 ROOT = Path(__file__).parent.parent
@@ -165,6 +166,7 @@ def changed_files(copy):
     return {str(x) for x in found if not (ROOT / x).exists() or not filecmp.cmp(ROOT / x, copy / x, shallow=False)}
 
 
+@pytest.mark.slow
 def test_a_third_of_each_needs_no_other_file(tmp_path):
     for folder in ("jax_mmreid", "input_pipeline", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))

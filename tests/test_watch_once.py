@@ -15,6 +15,7 @@ from jax_mmreid.config import config_hash
 from jax_mmreid.evaluators import encoder
 
 
+@pytest.mark.slow
 def test_a_second_checkpoint_compiles_nothing(run):
     compiled = []
 
