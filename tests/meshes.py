@@ -103,7 +103,7 @@ def run(config, workdir, start=0, stop=3, classes=None):
 
 
 def assert_equal(one, other, tolerance=1e-5):
-    """The same losses, parameters, statistics and memory; gradients, which are in the moments, relative to their norm."""
+    """The same losses, parameters, statistics and memory; moments, averages of gradients, relative to their norm."""
     assert_trees_close(one.losses, other.losses, atol=tolerance, rtol=tolerance)
     states = one.state.replace(opt_state=None), other.state.replace(opt_state=None)
     assert_trees_close(*states, atol=tolerance, rtol=tolerance)
