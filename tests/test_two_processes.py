@@ -40,7 +40,7 @@ def test_a_run_that_is_stopped_at_any_moment_ends_as_an_uninterrupted_one(tmp_pa
     whole, stopped, draw = tmp_path / "whole", tmp_path / "stopped", random.Random(0)
     with Pair(whole, tmp_path / "data", port, *flags) as pair:
         assert pair.codes() == [0, 0], pair.said(0)
-    begin, stops, last = r"^training in .*: step (\d+) of", 0, 0
+    begin, stops = r"^training in .*: step (\d+) of", [0]
     for number in range(moments):
         with Pair(stopped, tmp_path / "data", port, *flags) as pair:
             pair.await_line(begin)
@@ -50,17 +50,17 @@ def test_a_run_that_is_stopped_at_any_moment_ends_as_an_uninterrupted_one(tmp_pa
             assert codes in ([75, 75], [0, 0]), (pair.said(0), pair.said(1))
             if codes == [0, 0]:  # the signal came when the last step was done
                 break
-            stops += 1
-            assert newest(stopped) > last
-            last = newest(stopped)
+            stops.append(newest(stopped))
+            assert stops[-1] > stops[-2]
     else:
         with Pair(stopped, tmp_path / "data", port, *flags) as pair:
             assert pair.codes() == [0, 0], pair.said(0)
-    assert stops >= min(moments, 5)  # the other signals came after the last step
+    assert len(stops) > min(moments, 5)  # the other signals came after the last step
     (want, results), (got, other) = numbers(whole), numbers(stopped)
     assert results == other
     by_step = [{(line["step"], "full/mAP" in line): line for line in lines} for lines in (want, got)]
-    assert by_step[0] == {key: by_step[1][key] for key in by_step[0]}
+    left_out = {(step, True) for step in stops}  # a run that has to stop does not evaluate first
+    assert {key: x for key, x in by_step[0].items() if key in by_step[1] or key not in left_out} == by_step[1]
 
 
 @pytest.mark.slow
