@@ -30,10 +30,10 @@ def counts(monkeypatch):
     seen = Counter()
 
     def counting(original, name, rows):
-        def counted(*args):
+        def counted(*args, **kw):
             number = rows(*args)
             jax.debug.callback(lambda: seen.update({name: number}))
-            return original(*args)
+            return original(*args, **kw)
 
         return counted
 
