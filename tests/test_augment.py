@@ -117,6 +117,7 @@ def test_the_views_of_tvi_lfm_happen_as_often_as_published():
     assert abs(np.corrcoef(erased, grey)[0, 1]) < 0.06 and not is_level(got["rgb"])[erased].any()
 
 
+@pytest.mark.slow
 def test_views_of_a_picture_have_their_own_draws_and_depend_on_their_row_only():
     x, key = {"rgb": pictures(0), "ir": pictures(1)}, jax.random.key(3)
     options = dict(pad=PAD, **TVI_LFM)

@@ -169,7 +169,7 @@ def test_a_run_in_a_bucket_is_that_of_a_folder_and_goes_on_after_a_signal(bucket
         np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_share_a_bucket(bucket, drawn, tmp_path, port):
     """Two processes whose packed data and workdir are in a bucket end as one whose are not."""
     tfds_builder.build("synthetic", str(drawn), f"gs://{NAME}/shared", modalities=("rgb", "tir"))

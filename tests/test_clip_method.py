@@ -155,6 +155,7 @@ def test_a_vector_is_the_mean_of_what_a_row_has(tiny, features):
             method.embed(state.variables, features, use)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "loss, mesh",
     [("info_nce", (8, 1)), ("info_nce", (4, 2)), ("sigmoid", (8, 1))],

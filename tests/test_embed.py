@@ -150,6 +150,7 @@ def test_broken_pictures_are_named_and_left_out_or_stop_the_run(workdir, picture
     assert code == 3 and "none of the 1 pictures can be read" in line and not (tmp_path / "alone").exists()
 
 
+@pytest.mark.slow
 def test_captions_are_read_where_the_method_reads_captions(drawn_sysu, workdir, model, tmp_path):
     tvi = write_random_run(tmp_path / "tvi", tiny_tvi_config(drawn_sysu))
     assert embed.reads_captions(jax_mmreid.load_model(tvi)) and not embed.reads_captions(model)

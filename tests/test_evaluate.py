@@ -257,6 +257,7 @@ def of_trial(drawn, workdir, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_weights_of_another_trial_have_seen_the_test_and_must_be_forced(drawn, of_trial, tmp_path):
     config, data = few(drawn, **{"data.options.trial": 1}), open_tiny(few(drawn))
     for other in (of_trial(1), of_trial(3, "other_data")):
@@ -290,6 +291,7 @@ def test_data_with_other_cameras_are_refused_and_forced_by_number(tiny, drawn, w
     assert found["evals"]["full"] != expected["full"]  # no picture gets a camera embedding
 
 
+@pytest.mark.slow
 def test_captions_of_witnesses_are_evaluated_without_force(drawn_sysu, tmp_path):
     """A former defect: `query_captions`, documented for evaluation, made a run "of another config"."""
     config = tiny_tvi_config(drawn_sysu)

@@ -67,6 +67,7 @@ def own(tree):
     return jax.tree.map(lambda x: x[:, :K] if x.ndim > 1 and x.shape[1] == K + FILL else x, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["per_step_batch_mean", "per_epoch_mean"])
 def test_padding_of_identities_has_no_influence(update):
     params, bank, step = identity_losses(0, update)

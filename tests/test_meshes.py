@@ -23,7 +23,7 @@ CASES = {
     "parts": ("drawn", meshes.miss_reid, {"model.mining_blocks": 4, "model.microbatches": 2}),
 }
 METHODS = list(CASES)[:4]
-OFTEN = [(case, (2, 4)) for case in METHODS] + [("miss_reid", (1, 8)), ("fsdp", (2, 4)), ("parts", (8, 1))]
+OFTEN = [("miss_reid", (2, 4)), ("tvi_lfm lfm", (4, 2)), ("clip", (8, 1)), ("fsdp", (2, 4))]
 SELDOM = [(case, shape) for case in METHODS for shape in SHAPES]
 SELDOM += [("fsdp", (8, 1)), ("per_epoch_mean", (2, 4)), ("parts", (2, 4))]
 MESHES = OFTEN + [pytest.param(*x, marks=pytest.mark.exhaustive) for x in SELDOM if x not in OFTEN]
@@ -61,6 +61,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(one_device, tmp_path):
         meshes.assert_equal(one._replace(losses=one.losses[2:]), after)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("shape", [(1, 8), (2, 4)], ids=str)
 def test_a_step_with_200_000_identities_equals_that_of_one_device(drawn, tmp_path, shape):
     config = meshes.miss_reid(drawn)

@@ -29,6 +29,7 @@ def loop(feats, label, tau=1.0):
     return np.log1p(np.exp(hardest / tau)).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_the_triplet_loss_is_over_the_rows_of_all_modalities(across, tau):
     method, state, batch = across

@@ -101,7 +101,7 @@ def test_a_recipe_has_the_same_settings_and_pairs_without_learning(drawn):
     assert results["pixels/pairs/no_r>no_t"]["pair"] == ["no_r", "no_t"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_measures_what_weights_change_and_the_end_measures_all(drawn, tmp_path):
     config = tiny_config(drawn, row="A", modalities="rgb/tir", epochs=1, eval_every=1)
     with config.unlocked():
@@ -114,6 +114,7 @@ def test_training_measures_what_weights_change_and_the_end_measures_all(drawn, t
     assert "pixels" not in (tmp_path / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_learned_rows_are_the_same_beside_others(drawn):
     exp, data, state = start(tiny_config(drawn, row="A"))
     rows = missing_evals(ALL, "test", "same_camera")

@@ -179,8 +179,8 @@ def test_two_processes_equal_one_in_small(tmp_path, port, drawn):
 
 MESHES = [
     pytest.param(tiny_config, (8, 1), "data", id="miss_reid"),
-    pytest.param(tiny_config, (4, 2), "model", id="miss_reid by columns"),
-    pytest.param(tiny_config, (4, 2), "mixed", id="miss_reid mixed"),
+    pytest.param(tiny_config, (4, 2), "model", id="miss_reid by columns", marks=pytest.mark.exhaustive),
+    pytest.param(tiny_config, (4, 2), "mixed", id="miss_reid mixed", marks=pytest.mark.exhaustive),
     pytest.param(tiny_tvi_config, (4, 2), "model", id="tvi_lfm by columns"),
     pytest.param(tiny_clip_config, (8, 1), "mixed", id="clip mixed"),
 ]

@@ -200,6 +200,7 @@ def small(monkeypatch):
         monkeypatch.setattr(drawing, name, value)
 
 
+@pytest.mark.slow
 def test_a_picture_shows_the_lists_and_marks_what_is_right(subject, painted, small):
     section = drawing.section(subject, [4])
     queries = [int(picture.name.removeprefix("ranked_test_")) for picture in section.pictures]

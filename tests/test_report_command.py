@@ -112,6 +112,7 @@ def test_results_that_the_workdir_has_are_shown_and_others_measured(workdir, ope
     assert report.measured(opened._replace(is_own=False), subject, tmp_path)["evals"]["full"] == expected["full"]
 
 
+@pytest.mark.slow
 def test_other_data_may_lack_pictures_and_number_their_cameras_as_they_like(workdir, drawn, tmp_path):
     found = []
     for i, cameras in enumerate([(1, 2, 3), (3, 1, 7)]):

@@ -175,7 +175,7 @@ def test_a_recipe_damages_every_modality_in_every_way(whole):
     assert "| nir+tir (swapped) |" in table and "| mean (swapped) |" in table
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("similarity", ["common", "embed"])
 def test_a_trained_method_with_imputed_features(drawn, similarity):
     exp, data, state = start(tiny_config(drawn, row="F"))

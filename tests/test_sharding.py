@@ -13,6 +13,7 @@ from jax_mmreid.recipes.towers import TOWER_SHARDING
 from jax_mmreid.sharding import make_mesh, state_sharding
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(drawn, tmp_path):
     """Row B has batch norm, losses over the whole batch and the memory, here above a fixed tower.
 

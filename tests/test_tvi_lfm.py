@@ -91,6 +91,7 @@ def test_the_visual_part_is_frozen(stepped):
     assert len(drifted) == len(jax.tree.leaves(before.batch_stats["image"]))
 
 
+@pytest.mark.slow
 def test_in_row_b_the_exponent_of_the_pooling_is_trained_and_statistics_of_the_tower_can_be_kept(drawn_sysu, base):
     config = tiny_tvi_config(drawn_sysu, row="B", init=str(base), **{"model.frozen_bn": "eval"})
     _, _, before, after, scalars = some_steps(config, steps=1)
@@ -234,7 +235,7 @@ def test_pixels_of_missing_pictures_have_no_influence(drawn_sysu, base, stage):
         assert_trees_close(expected, loss(params, spoilt), atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("stage, shape", [("base", (8, 1)), ("lfm", (4, 2))])
 def test_eight_devices_equal_one(drawn_sysu, base, tmp_path, stage, shape):
     """Three steps; Adam's eps is raised as in test_sharding."""
@@ -264,6 +265,7 @@ def test_both_stages_end_in_a_table(drawn_sysu, base, finished):
     assert "params/base/head/classifier/kernel" in weights and "batch_stats/base/head/neck/mean" in weights
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(drawn_sysu, base, finished, stepped, tmp_path):
     config = tiny_tvi_config(drawn_sysu, init=str(base))
     _, data, _, state, _ = stepped

@@ -93,7 +93,7 @@ def renamed(tree):
     return {key.replace("ir", "nir") if key in ("ir", "text/ir") else key: renamed(x) for key, x in tree.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_another_name_of_the_infrared_modality_changes_no_number_and_no_parameter(drawn_sysu):
     """Equality: of losses, gradients and vectors, with the same weights."""
     config = tiny_tvi_config(drawn_sysu)
@@ -128,7 +128,7 @@ def test_another_name_of_the_infrared_modality_changes_no_number_and_no_paramete
         other.embed(variables, again, ("ir",))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_captions_of_other_modalities_are_not_read(table):
     """Captions of thermal images stand in the table too."""
     lines = (table / "manifest.csv").read_text().splitlines()

@@ -64,7 +64,7 @@ def test_a_run_that_is_stopped_at_any_moment_ends_as_an_uninterrupted_one(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("which", [pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive), signal.SIGSTOP])
 def test_a_process_that_is_gone_or_stuck_ends_the_other_and_both_resume(tmp_path, port, which):
     workdir = tmp_path / "run"
     flags = "--config.epochs=30", "--config.watchdog.least=6", "--config.watchdog.multiple=3"

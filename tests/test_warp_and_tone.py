@@ -13,6 +13,7 @@ IMAGE = np.random.default_rng(0).random((H, W, 3)).astype(np.float32)
 RANGES = dict(zoom=0.3, stretch=0.2, turn=25.0, shift=0.2)
 
 
+@pytest.mark.slow
 def test_without_a_range_nothing_changes():
     key = jax.random.key(0)
     np.testing.assert_array_equal(warping.apply(IMAGE, warping.draw(key, (H, W))), IMAGE)

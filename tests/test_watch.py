@@ -34,6 +34,7 @@ def test_it_waits_for_a_run_and_opens_nothing_before_there_is_one(run, meanwhile
     assert next(watcher)["step"] == 9 and opened == [0, 1] and not meanwhile
 
 
+@pytest.mark.slow
 def test_it_measures_the_newest_and_leaves_out_what_came_and_went(run):
     run.init_workdir()
     run.save(3, 6)

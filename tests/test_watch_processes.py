@@ -113,7 +113,7 @@ print([x["step"] for x in watch.watch(config, workdir, lambda: open_tiny(config,
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_follow_the_same_steps(run, drawn, port):
     run.init_workdir()
     run.save(6)
