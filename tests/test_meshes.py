@@ -86,6 +86,13 @@ def test_tables_do_not_depend_on_how_parameters_are_split(drawn, tmp_path):
     assert lines[-1]["full/mAP"] == tables[0]["full"]["mAP"]
 
 
+def test_microbatches_do_not_change_a_step(one_device, tmp_path):
+    config, _ = one_device("miss_reid")
+    one, four = (on(config, (1, 1)) for _ in range(2))
+    four.model.microbatches = 4
+    meshes.assert_equal(*(meshes.run(x, tmp_path / str(x.model.microbatches), stop=1) for x in (one, four)), 1e-6)
+
+
 def test_microbatches_need_less_memory(drawn):
     config = on(meshes.miss_reid(drawn, row="A", **{"data.instances": 32, "model.image.layers": 3}), (2, 1))
     sizes = []
